@@ -1,0 +1,121 @@
+"""The checkpoint: the zip of stable-baselines3 with `mechrl.json` in it, from which alone it is read back."""
+
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import torch
+from sb3_contrib import MaskablePPO
+
+from mechrl.agents.ppo import PlanningPolicy, make_policy
+from mechrl.cache.files import write_whole
+from mechrl.errors import FileError, UsageError
+
+FORMAT, VERSION = "mechrl-checkpoint", 1
+NOTE, POLICY = "mechrl.json", "policy.pth"
+LARGEST = 512 * 2**20  # bytes of a member that are read
+LIBRARIES = ("torch", "stable-baselines3", "sb3-contrib", "numpy", "numba")
+
+
+@dataclass(frozen=True)
+class CheckpointNote:
+    """What a checkpoint says of itself.
+
+    :param tasks: the training tasks, in the order of the one-hot.
+    :param hold_out: tasks left out of training.
+    :param split_rule: which batches it was trained on.
+    """
+
+    tasks: list[str]
+    hold_out: list[str]
+    picks: int
+    control_weight: float
+    score_scale: float
+    repeat_reward: float
+    plan_k: int
+    preset: str
+    layers: list[int]
+    seed: int
+    steps: int
+    n_layers: int
+    n_heads: int
+    model: str
+    model_sha256: str
+    ablation: str
+    weight_processing: str
+    cache_sha256: str
+    algorithm: str = "MaskablePPO"
+    policy: str = "mlp"
+    split_rule: str = "training batches: all but the last quarter, at least 2"
+
+
+def save_checkpoint(ppo: MaskablePPO, note: CheckpointNote, path: Path) -> None:
+    """Write the checkpoint, whole or not at all.
+
+    :raises MachineError: the path cannot be written to.
+    """
+    libraries = {name: version(name) for name in LIBRARIES}
+    text = {"format": FORMAT, "format_version": VERSION, **asdict(note), "library_versions": libraries}
+    buffer = io.BytesIO()
+    # What `train` hung on the policy is of no use without its environment and would be pickled.
+    ppo.policy.__dict__.pop("look", None)
+    ppo.save(buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(NOTE, json.dumps(text, indent=1))
+    write_whole(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+
+
+def load_checkpoint(path: Path) -> tuple[PlanningPolicy, CheckpointNote]:
+    """Read the note and the policy's tensors; nothing in the file is executed.
+
+    :raises UsageError: no such file.
+    :raises FileError: not a checkpoint of mechrl, damaged, or of another version.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint; mechrl-train writes one")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            note = _note(json.loads(_member(archive, NOTE)))
+            tensors = torch.load(io.BytesIO(_member(archive, POLICY)), map_location="cpu", weights_only=True)
+        policy = make_policy(len(note.tasks), note.n_layers * note.n_heads, note.layers)
+        policy.load_state_dict(tensors)
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from error
+    except Exception as error:  # a hostile zip can fail in any way; all of them mean the same
+        raise FileError(f"{path}: not a checkpoint of mechrl-train, or damaged ({error})") from error
+    policy.set_training_mode(False)
+    return policy, note
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    if name not in archive.namelist():
+        raise FileError(f"not a checkpoint of mechrl-train: it has no {name}")
+    if archive.getinfo(name).file_size > LARGEST:
+        raise FileError(f"{name} is larger than {LARGEST >> 20} MiB")
+    return archive.read(name)
+
+
+def _note(text: dict) -> CheckpointNote:
+    """The note, every field present and of its type, and small enough to build a policy from."""
+    if text.get("format") != FORMAT or text.get("format_version") != VERSION:
+        raise FileError(f"checkpoint format {text.get('format')!r} {text.get('format_version')!r}, not {VERSION}")
+    fields: dict[str, Any] = {}
+    for name, hint in get_type_hints(CheckpointNote).items():
+        kind = get_origin(hint) or hint
+        value = text.get(name)
+        if kind is float and isinstance(value, int):
+            value = float(value)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise FileError(f"{NOTE}: {name!r} is {value!r}")
+        fields[name] = value
+    note = CheckpointNote(**fields)
+    sizes = [note.n_layers, note.n_heads, note.picks, *note.layers]
+    if not all(isinstance(n, int) and 1 <= n <= 4096 for n in sizes) or not 1 <= len(note.tasks) <= 1000:
+        raise FileError(f"{NOTE}: sizes out of range")
+    if (note.algorithm, note.policy) != ("MaskablePPO", "mlp"):
+        raise FileError(f"{NOTE}: unknown algorithm {note.algorithm!r} or policy {note.policy!r}")
+    return note

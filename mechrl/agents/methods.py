@@ -1,0 +1,58 @@
+"""Methods of search: each chooses the next head of every episode, from what the episodes show.
+
+A method is called once per pick with the episodes in progress and returns candidates, int64 [episode, k], best guess
+first. With k = 1 the candidate is the pick; with more, all are looked at, each look is charged, and the best is picked.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+
+from mechrl.cache.reader import Cache
+from mechrl.envs.episodes import Episodes
+from mechrl.tasks import TRAIN
+
+Method = Callable[[Episodes], np.ndarray]
+
+
+def random_order(seed: int) -> Method:
+    """Every head that is left is equally likely."""
+    rng = np.random.default_rng(seed)
+
+    def choose(episodes: Episodes) -> np.ndarray:
+        return np.where(episodes.untried, rng.random(episodes.untried.shape), -1.0).argmax(1)[:, None]
+
+    return choose
+
+
+def fixed_order(order: Sequence[int] | np.ndarray) -> Method:
+    """The heads of a list, one after the other, whatever the scores say."""
+    sites = np.asarray(order, np.int64)
+
+    def choose(episodes: Episodes) -> np.ndarray:
+        return sites[episodes.state.moves][:, None]
+
+    return choose
+
+
+def static_order(cache: Cache, tasks: Sequence[str], control_weight: float = 1.0) -> np.ndarray:
+    """The heads sorted by mean score over the training episodes of some tasks, int64 [site]."""
+    scores = [cache.scores(task, TRAIN, control_weight) for task in tasks]
+    return np.argsort(-np.mean(scores, axis=0), kind="stable")
+
+
+def policy_method(policy: MaskableActorCriticPolicy, k: int = 1) -> Method:
+    """The `k` most probable heads of a policy that are left."""
+
+    @torch.inference_mode()
+    def choose(episodes: Episodes) -> np.ndarray:
+        policy.set_training_mode(False)
+        observation = torch.as_tensor(episodes.observation, device=policy.device)
+        distribution = policy.get_distribution(observation, action_masks=episodes.untried)
+        logits = distribution.distribution.logits  # type: ignore[union-attr]
+        left = int(episodes.untried.sum(1).min())
+        return logits.topk(min(k, left), dim=1).indices.cpu().numpy()
+
+    return choose

@@ -1,0 +1,148 @@
+"""PPO with masked actions: the presets, and training on episodes looked up or live."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback
+
+from mechrl.agents.methods import policy_method
+from mechrl.agents.protocol import evaluate
+from mechrl.cache.reader import Cache
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.vec import HeadVecEnv
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of PPO. A rollout is one episode in each environment."""
+
+    n_envs: int
+    steps: int  # picks in all
+    learning_rate: float
+    final_learning_rate: float  # reached linearly
+    gamma: float
+    gae_lambda: float
+    minibatches: int
+    epochs: int
+    clip: float
+    entropy: float
+    value: float
+    layers: tuple[int, ...]  # tanh, one network for the policy and one for the value
+    drop_signal: float  # share of training episodes without the task signal
+
+
+PRESETS = {
+    "default": Preset(
+        n_envs=64, steps=60_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.5, gae_lambda=0.9, minibatches=4,
+        epochs=4, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
+    ),
+    # arXiv 2605.26343 and its public code.
+    "paper": Preset(
+        n_envs=8, steps=200_000, learning_rate=2.5e-4, final_learning_rate=5e-5, gamma=0.99, gae_lambda=0.95,
+        minibatches=8, epochs=4, clip=0.2, entropy=0.1, value=0.5, layers=(256, 256), drop_signal=0.0,
+    ),
+}  # fmt: skip
+
+
+class PlanningPolicy(MaskableActorCriticPolicy):
+    """A policy that samples `plan_k` heads, looks at each, and picks the one with the best score.
+
+    `look` is set by `train`: it takes candidate sites [k, environment] and returns their scores likewise.
+    """
+
+    plan_k = 1
+    look: Callable[[np.ndarray], np.ndarray]
+
+    def forward(
+        self, obs: torch.Tensor, deterministic: bool = False, action_masks: np.ndarray | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.plan_k == 1:
+            return super().forward(obs, deterministic, action_masks)
+        distribution = self.get_distribution(obs, action_masks)
+        candidates = torch.stack([distribution.sample() for _ in range(self.plan_k)])
+        best = torch.as_tensor(self.look(candidates.cpu().numpy()).argmax(0), device=candidates.device)
+        actions = candidates.gather(0, best[None])[0]
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+
+def make_policy(n_signals: int, n_sites: int, layers: Sequence[int]) -> PlanningPolicy:
+    """An untrained policy for observations of this size, to load parameters into."""
+    from gymnasium import spaces
+
+    return PlanningPolicy(
+        spaces.Box(-np.inf, np.inf, (n_signals + 2 * n_sites,), np.float32),
+        spaces.Discrete(n_sites),
+        lambda _: 0.0,
+        net_arch=list(layers),
+    )
+
+
+def train(
+    episodes: Episodes,
+    preset: Preset,
+    *,
+    steps: int,
+    seed: int = 0,
+    plan_k: int = 1,
+    tensorboard: str | None = None,
+    on_rollout: Callable[[MaskablePPO], None] = lambda ppo: None,
+) -> MaskablePPO:
+    """Train PPO for `steps` picks (rounded up to whole rollouts).
+
+    :param episodes: the game, with `preset.n_envs` rows.
+    :param plan_k: how many heads to look at before each pick.
+    :param tensorboard: a folder for TensorBoard logs.
+    :param on_rollout: called after every rollout.
+    """
+    rollout = episodes.n * episodes.picks
+    ppo = MaskablePPO(
+        PlanningPolicy,
+        HeadVecEnv(episodes, seed),
+        learning_rate=lambda left: (
+            preset.final_learning_rate + (preset.learning_rate - preset.final_learning_rate) * left
+        ),
+        n_steps=episodes.picks,
+        batch_size=rollout // preset.minibatches,
+        n_epochs=preset.epochs,
+        gamma=preset.gamma,
+        gae_lambda=preset.gae_lambda,
+        clip_range=preset.clip,
+        ent_coef=preset.entropy,
+        vf_coef=preset.value,
+        policy_kwargs={"net_arch": list(preset.layers)},
+        tensorboard_log=tensorboard,
+        seed=seed,
+        device="cpu",
+    )
+    policy = cast(PlanningPolicy, ppo.policy)
+    policy.plan_k = plan_k
+    policy.look = lambda sites: np.stack([episodes.look(row) for row in sites])
+    ppo.learn(steps, callback=_OnRollout(on_rollout))
+    return ppo
+
+
+class _OnRollout(BaseCallback):
+    def __init__(self, call: Callable[[MaskablePPO], None]):
+        super().__init__()
+        self.call = call
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.call(cast(MaskablePPO, self.model))
+
+
+def log_evaluation(ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float) -> dict:
+    """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger."""
+    measured: dict[str, Any] = {}
+    for task in tasks:
+        evaluation = evaluate(cache, task, policy_method(ppo.policy), picks, tasks, control_weight=control_weight)
+        measured[task] = float(evaluation.ratios(3).mean())
+        ppo.logger.record(f"evaluation/ratio@3 {task}", measured[task])
+    return measured

@@ -1,0 +1,1 @@
+"""The cache: its format, reading, writing, building and merging."""

@@ -1,0 +1,219 @@
+"""Reading and writing `Content` as HDF5: whole or not at all, and never trusting what somebody else wrote."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mechrl.cache.format import FORMAT, VERSION, Content, check_version, content_sha256, dataset_rule
+from mechrl.errors import FileError, MachineError, UsageError
+
+CHUNK_BYTES = 2**20
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of a cache lies: `<cache>.json`."""
+    return path.with_name(path.name + ".json")
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(
+    path: Path, write: Callable[[Path], object], before_replace: Callable[[Path], object] | None = None
+) -> None:
+    """Lets `write` fill a temporary file in the same folder, which then takes the place of `path` in one step.
+
+    :param before_replace: called with the temporary file, complete and on disk, just before.
+    :raises MachineError: the folder cannot be written to; nothing is left behind.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            _sync(temporary)
+            if before_replace:
+                before_replace(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of an output file and tries it, before hours of work go towards that file.
+
+    :raises MachineError: a file cannot be written there.
+    :raises UsageError: the path is a folder.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_content(path: Path, content: Content, manifest: bool = True) -> Content:
+    """Writes a cache file (format, version and hash are added) and, unless told otherwise, its manifest.
+
+    The manifest is on disk as `.json.new` before the file appears and renamed after; `settle_manifest` finishes what
+    was cut off in between.
+
+    :returns: the content as written.
+    :raises MachineError: no space, no permission, no folder.
+    """
+    root = {"format": FORMAT, "format_version": VERSION, **content.root}
+    content = Content(content.arrays, {**content.attributes, "/": root})
+    root["content_sha256"] = content_sha256(content)
+
+    def write_manifest(temporary: Path) -> None:
+        text = json.dumps({"file": path.name, "sha256": file_sha256(temporary), **root}, indent=1)
+        write_whole(_new(path), lambda new: new.write_text(text))
+
+    write_whole(path, lambda temporary: _write_hdf5(temporary, content), write_manifest if manifest else None)
+    if manifest:
+        os.replace(_new(path), manifest_path(path))
+    return content
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(path.name + ".json.new")
+
+
+def _write_hdf5(path: Path, content: Content) -> None:
+    with h5py.File(path, "w") as file:
+        for name, array in content.arrays.items():
+            row_bytes = max(1, array.nbytes // max(1, len(array)))
+            rows = min(max(1, CHUNK_BYTES // row_bytes), max(1, len(array)))
+            chunks = (rows, *(max(1, n) for n in array.shape[1:]))
+            file.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
+        for group, attributes in content.attributes.items():
+            for key, value in attributes.items():
+                file.require_group(group).attrs[key] = value
+        file.flush()
+
+
+def settle_manifest(path: Path) -> None:
+    """Finishes the rename of a manifest whose writer was cut off just before it."""
+    new = _new(path)
+    if path.is_file() and new.is_file():
+        try:
+            matches = json.loads(new.read_text())["sha256"] == file_sha256(path)
+        except (ValueError, KeyError, TypeError):
+            matches = False
+        if matches:
+            os.replace(new, manifest_path(path))
+
+
+def read_content(path: Path) -> Content:
+    """Reads a whole file into memory, refusing whatever a cache has no use for.
+
+    The bytes are compared with the manifest, where there is one, before HDF5 sees them; external links and storage,
+    virtual datasets, unknown filters, foreign dtypes and sizes beyond the file's own are refused before anything is
+    read; the hash of the content is compared last.
+
+    :raises UsageError: no such file.
+    :raises FileError: damaged, foreign, or of another version.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    settle_manifest(path)
+    check_manifest(path)
+    try:
+        with h5py.File(path, "r") as file:
+            check_version({key: _plain(file.attrs[key]) for key in ("format", "format_version") if key in file.attrs})
+            arrays: dict[str, np.ndarray] = {}
+            attributes: dict[str, dict[str, Any]] = {"/": {key: _plain(v) for key, v in file.attrs.items()}}
+            _read_group(file, arrays, attributes, path.stat().st_size)
+        content = Content(arrays, attributes)
+        if content.root.get("content_sha256") != content_sha256(content):
+            raise FileError("the numbers do not match the hash that was stored with them: it was changed")
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from error
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{path}: damaged, or not a mechrl cache ({error})") from error
+    return content
+
+
+def check_manifest(path: Path) -> bool:
+    """Compares the file's bytes with its manifest; False where there is no manifest.
+
+    :raises FileError: they do not match, or the manifest is unreadable.
+    """
+    manifest = manifest_path(path)
+    if not manifest.is_file():
+        return False
+    try:
+        expected = json.loads(manifest.read_text())["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{manifest}: the manifest is damaged") from error
+    if file_sha256(path) != expected:
+        raise FileError(f"{path}: the file was changed since it was written (sha256 differs from {manifest.name})")
+    return True
+
+
+def _read_group(
+    group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dict[str, dict[str, Any]], file_bytes: int
+) -> None:
+    for name in group:
+        where = f"{group.name.rstrip('/')}/{name}"
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise FileError(f"{where} is a link to somewhere else")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            if where.count("/") > 5:
+                raise FileError(f"{where}: too deep")
+            if item.attrs:
+                attributes[where] = {key: _plain(value) for key, value in item.attrs.items()}
+            _read_group(item, arrays, attributes, file_bytes)
+        elif isinstance(item, h5py.Dataset):
+            arrays[where] = _read_dataset(item, where, file_bytes)
+        else:
+            raise FileError(f"{where} is neither a group nor a dataset")
+
+
+def _read_dataset(item: h5py.Dataset, where: str, file_bytes: int) -> np.ndarray:
+    dtype, dimensions = dataset_rule(where)
+    settings = item.id.get_create_plist()
+    filters = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())}
+    if item.is_virtual or item.external or filters - {h5py.h5z.FILTER_FLETCHER32}:
+        raise FileError(f"{where} is virtual, external or filtered")
+    if item.dtype != np.dtype(dtype) or item.ndim != len(dimensions):
+        raise FileError(f"{where} is {item.dtype} {item.shape}, not {dtype} in {len(dimensions)} dimensions")
+    if item.nbytes > file_bytes:
+        raise FileError(f"{where} claims {item.nbytes} bytes, more than the file has")
+    return item[()]
+
+
+def _plain(value: Any) -> str | int | float | bool:
+    """An attribute as a Python scalar.
+
+    :raises FileError: it is anything else.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, str | int | float | bool):
+        raise FileError(f"an attribute is {type(value).__name__}, not a text or a number")
+    return value

@@ -1,0 +1,157 @@
+"""The cache format, version 1: which arrays and attributes there are, and what is refused.
+
+A cache is held as `Content`: every array and every attribute by its path in the file. Reading, writing, merging and
+hashing all work on that.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mechrl.ablation import MEASURES
+from mechrl.errors import FileError
+
+FORMAT, VERSION = "mechrl-cache", 1
+NAME = r"[A-Za-z0-9_.-]+"
+MEASURE = f"(?:{'|'.join(MEASURES)})"
+
+# Path of a dataset: its dtype and its dimensions. A dimension of one name has one length within a group ("*" and
+# "@": within the whole file), "" is free.
+DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
+    r"/sites/kind": ("uint8", ("*site",)),
+    r"/sites/layer": ("int16", ("*site",)),
+    r"/sites/index": ("int16", ("*site",)),
+    rf"/tasks/{NAME}/(?:tokens|corrupted)": ("int32", ("prompt", "position")),
+    rf"/tasks/{NAME}/(?:length|group)": ("int32", ("prompt",)),
+    rf"/tasks/{NAME}/(?:answers|wrongs)": ("int32", ("prompt", "")),
+    rf"/tasks/{NAME}/split": ("uint8", ("prompt",)),
+    rf"/tasks/{NAME}/clean/{MEASURE}": ("float32", ("prompt",)),
+    rf"/tasks/{NAME}/ablated/{MEASURE}": ("float32", ("prompt", "*site")),
+    rf"/tasks/{NAME}/(?:attribution|direct)": ("float32", ("prompt", "*site")),
+    rf"/tasks/{NAME}/scores": ("float32", ("episode", "*site")),
+    r"/control/tokens": ("int32", ("span", "position")),
+    r"/control/split": ("uint8", ("span",)),
+    r"/control/clean": ("float32", ("span",)),
+    r"/control/(?:ablated|attribution)": ("float32", ("span", "*site")),
+    rf"/sets/{NAME}/sites": ("int32", ("set", "")),
+    rf"/tasks/{NAME}/sets/{NAME}/{MEASURE}": ("float32", ("prompt", "")),
+    rf"/control/sets/{NAME}": ("float32", ("span", "")),
+}
+REQUIRED_IN_TASK = ("tokens", "length", "answers", "wrongs", "group", "split", "clean/logit_diff", "ablated/logit_diff")
+REQUIRED_ATTRIBUTES = {
+    "model": str, "model_sha256": str, "tokenizer_sha256": str, "n_layers": int, "n_heads": int, "ablation": str,
+    "weight_processing": str, "prepend_bos": bool, "dtype": str, "batch_size": int, "seed": int, "complete": bool,
+    "self_check_error": float, "control_source": str,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything a file holds: arrays by path, attributes by the path of their group ("/" for the file)."""
+
+    arrays: Mapping[str, np.ndarray]
+    attributes: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def root(self) -> Mapping[str, Any]:
+        return self.attributes["/"]
+
+    def task_names(self) -> list[str]:
+        """In the order of the file's `task_order`."""
+        return json.loads(self.root["task_order"])
+
+
+def content_sha256(content: Content) -> str:
+    """The hash of every array and attribute except the hash itself: two builds of one cache agree in it."""
+    digest = hashlib.sha256()
+    for path, array in sorted(content.arrays.items()):
+        digest.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for path, attributes in sorted(content.attributes.items()):
+        kept = {key: value for key, value in attributes.items() if key != "content_sha256"}
+        digest.update(f"{path} {json.dumps(kept, sort_keys=True)}\n".encode())
+    return digest.hexdigest()
+
+
+def dataset_rule(path: str) -> tuple[str, tuple[str, ...]]:
+    """dtype and dimensions of a dataset.
+
+    :raises FileError: the format has no such dataset.
+    """
+    for pattern, rule in DATASETS.items():
+        if re.fullmatch(pattern, path):
+            return rule
+    raise FileError(f"the format has no dataset {path!r}")
+
+
+def check_version(attributes: Mapping[str, Any]) -> None:
+    """:raises FileError: not a cache, or of a version this mechrl cannot read."""
+    if attributes.get("format") != FORMAT:
+        raise FileError("not a mechrl cache")
+    if attributes.get("format_version") != VERSION:
+        raise FileError(
+            f"cache format version {attributes.get('format_version')!r}; this mechrl reads version {VERSION} only"
+        )
+
+
+def check_content(content: Content) -> None:
+    """Checks what the shapes and numbers must satisfy in a finished cache.
+
+    :raises FileError: something is missing, shapes do not agree, or a number is out of its range.
+    """
+    root = content.root
+    for name, kind in REQUIRED_ATTRIBUTES.items():
+        if not isinstance(root.get(name), kind):
+            raise FileError(f"attribute {name!r} is missing or not {kind.__name__}")
+    n_sites = root["n_layers"] * root["n_heads"]
+    lengths: dict[str, int] = {"*site": n_sites}
+    for path, array in content.arrays.items():
+        _, dimensions = dataset_rule(path)
+        scope = "/".join(path.split("/")[:3])
+        for dimension, length in zip(dimensions, array.shape, strict=True):
+            key = dimension if dimension.startswith("*") else f"{scope} {dimension}"
+            if dimension and lengths.setdefault(key, length) != length:
+                raise FileError(f"{path} has {length} in dimension {dimension.strip('*')!r}, not {lengths[key]}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FileError(f"{path} holds numbers that are not finite")
+    for name in ("layer", "index", "kind"):
+        if f"/sites/{name}" not in content.arrays:
+            raise FileError(f"/sites/{name} is missing")
+    if not np.array_equal(
+        content.arrays["/sites/layer"] * root["n_heads"] + content.arrays["/sites/index"], np.arange(n_sites)
+    ):
+        raise FileError("/sites does not list the heads in order")
+    _check_tasks(content)
+
+
+def _check_tasks(content: Content) -> None:
+    arrays = content.arrays
+    found = sorted({path.split("/")[2] for path in arrays if path.startswith("/tasks/")})
+    if sorted(content.task_names()) != found:
+        raise FileError(f"task_order names {content.task_names()}, the file holds {found}")
+    for name in found:
+        for column in REQUIRED_IN_TASK:
+            if f"/tasks/{name}/{column}" not in arrays:
+                raise FileError(f"/tasks/{name}/{column} is missing")
+        tokens, length = arrays[f"/tasks/{name}/tokens"], arrays[f"/tasks/{name}/length"]
+        if length.min(initial=1) < 1 or length.max(initial=1) > tokens.shape[1] or tokens.min(initial=0) < 0:
+            raise FileError(f"/tasks/{name}: lengths or tokens out of range")
+        _check_split(arrays[f"/tasks/{name}/split"], content.root["batch_size"], f"/tasks/{name}")
+    for column in ("tokens", "split", "clean", "ablated"):
+        if f"/control/{column}" not in arrays:
+            raise FileError(f"/control/{column} is missing")
+    _check_split(arrays["/control/split"], content.root["batch_size"], "/control")
+
+
+def _check_split(split: np.ndarray, batch_size: int, place: str) -> None:
+    """Whole batches, training first, at least one of training and two of evaluation."""
+    train = int((split == 0).sum())
+    if len(split) % batch_size or train % batch_size or np.any(split != (np.arange(len(split)) >= train)):
+        raise FileError(f"{place}: the split does not go by whole batches of {batch_size}, training first")
+    if train < batch_size or len(split) - train < 2 * batch_size:
+        raise FileError(f"{place}: needs one training and two evaluation batches at least")

@@ -1,0 +1,153 @@
+"""`Cache`: a cache in memory, as everything after the build sees it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechrl.cache.files import read_content
+from mechrl.cache.format import Content, check_content
+from mechrl.errors import FileError, UsageError, unknown_name
+from mechrl.tasks import EVALUATION, TRAIN, Prompts
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Damage of every head on every prompt, in memory.
+
+    A site is a head; its index is `layer * n_heads + head`. All numbers are float32; damage and logit differences in
+    nats, control damage in nats per token.
+
+    :param path: where it was read from.
+    :param content: its arrays and attributes.
+    """
+
+    path: Path
+    content: Content
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Cache":
+        """Read and check a finished cache.
+
+        :raises UsageError: no such file.
+        :raises FileError: damaged, foreign, unfinished or of another version.
+        """
+        content = read_content(Path(path))
+        if not content.root.get("complete"):
+            raise FileError(f"{path}: not a finished cache but a part of one; run its mechrl-cache build again")
+        try:
+            check_content(content)
+        except FileError as error:
+            raise FileError(f"{path}: {error}") from error
+        return cls(Path(path), content)
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What the file says of itself: model, fingerprints, ablation, seed, …"""
+        return self.content.root
+
+    @property
+    def sha256(self) -> str:
+        """The hash of everything in the cache."""
+        return self.attributes["content_sha256"]
+
+    @property
+    def n_layers(self) -> int:
+        return self.attributes["n_layers"]
+
+    @property
+    def n_heads(self) -> int:
+        return self.attributes["n_heads"]
+
+    @property
+    def n_sites(self) -> int:
+        return self.n_layers * self.n_heads
+
+    @property
+    def batch_size(self) -> int:
+        return self.attributes["batch_size"]
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The names of the tasks, in the order in which they were built."""
+        return self.content.task_names()
+
+    def head(self, site: int) -> str:
+        """The name of a head, `layer.head`."""
+        return f"{site // self.n_heads}.{site % self.n_heads}"
+
+    def site(self, head: str) -> int:
+        """The site of a head named `layer.head`.
+
+        :raises UsageError: the model has no such head.
+        """
+        layer, _, index = head.partition(".")
+        if layer.isdigit() and index.isdigit() and int(layer) < self.n_layers and int(index) < self.n_heads:
+            return int(layer) * self.n_heads + int(index)
+        raise UsageError(
+            f"no head {head!r}: heads are 0.0 to {self.n_layers - 1}.{self.n_heads - 1}, written layer.head"
+        )
+
+    def task_attributes(self, task: str) -> Mapping[str, Any]:
+        """generator, generator_version, generator_params (JSON), does_task, source."""
+        self.check_task(task)
+        return self.content.attributes[f"/tasks/{task}"]
+
+    def check_task(self, task: str) -> None:
+        """:raises UsageError: the cache has no such task."""
+        if task not in self.tasks:
+            raise unknown_name("task", task, self.tasks)
+
+    def prompts(self, task: str) -> Prompts:
+        """The prompts of a task, training batches first."""
+        self.check_task(task)
+        return Prompts(**{name: self.content.arrays[f"/tasks/{task}/{name}"] for name in Prompts.__annotations__})
+
+    def clean(self, task: str, measure: str = "logit_diff") -> np.ndarray:
+        """A measure of the intact model, [prompt]."""
+        self.check_task(task)
+        return self.content.arrays[f"/tasks/{task}/clean/{measure}"]
+
+    def damage(self, task: str, measure: str = "logit_diff") -> np.ndarray:
+        """Clean minus ablated measure, [prompt, site]."""
+        return self.clean(task, measure)[:, None] - self.content.arrays[f"/tasks/{task}/ablated/{measure}"]
+
+    @cached_property
+    def control_damage(self) -> np.ndarray:
+        """Ablated minus clean mean next-token loss, [span, site]."""
+        return self.content.arrays["/control/ablated"] - self.content.arrays["/control/clean"][:, None]
+
+    def in_split(self, task: str | None, split: int) -> np.ndarray:
+        """Which rows belong to a split, bool [prompt]; of the control spans with `task` None."""
+        place = "/control" if task is None else f"/tasks/{task}"
+        return self.content.arrays[f"{place}/split"] == split
+
+    def batch_damage(self, task: str, split: int = EVALUATION) -> np.ndarray:
+        """Mean damage of each batch of a split, [batch, site]."""
+        return self._batch_means(self.damage(task)[self.in_split(task, split)])
+
+    def batch_control(self, split: int = EVALUATION) -> np.ndarray:
+        """Mean control damage of each control batch of a split, [batch, site]."""
+        return self._batch_means(self.control_damage[self.in_split(None, split)])
+
+    def scores(self, task: str, split: int = EVALUATION, control_weight: float = 1.0) -> np.ndarray:
+        """Mean score of each head over a split, [site]: damage minus `control_weight` × control damage."""
+        return self.batch_damage(task, split).mean(0) - np.float32(control_weight) * self.batch_control(split).mean(0)
+
+    def answer_overlap(self, task: str) -> tuple[int, int]:
+        """How many of the evaluation prompts' answers are answers in training too, and of how many."""
+        prompts = self.prompts(task)
+        train, evaluation = (set(prompts.answers[prompts.split == s].ravel()) - {-1} for s in (TRAIN, EVALUATION))
+        return len(train & evaluation), len(evaluation)
+
+    def _batch_means(self, rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(-1, self.batch_size, self.n_sites).mean(1)
+
+
+def task_parameters(cache: Cache, task: str) -> dict[str, Any]:
+    """The generator's parameters of a task: seed, fillers dropped."""
+    return json.loads(cache.task_attributes(task)["generator_params"])

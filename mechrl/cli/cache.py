@@ -1,0 +1,157 @@
+"""`mechrl-cache`: build a cache and look into it."""
+
+from pathlib import Path
+
+import click
+
+from mechrl.cli import app
+
+EXISTING = click.argument("path", type=click.Path(path_type=Path), default=app.MINI_CACHE, required=False)
+
+
+@click.group()
+def cache() -> None:
+    """Build the file with every head's damage, and look into it."""
+
+
+@cache.command()
+@app.model
+@click.option("--revision", default="", help="Of a model on the hub: a branch, tag or commit.")
+@click.option("--tasks", default="induction,ioi,docstring", show_default=True, callback=app.names)
+@click.option("--batches", type=int, help="Prompt batches of each task.  [default: 16 for mini, 64 otherwise]")
+@click.option("--batch-size", default=32, show_default=True, help="Prompts in a batch.")
+@click.option("--control-batches", type=int, help="Batches of control text.  [default: as --batches]")
+@click.option(
+    "--control-text", type=click.Path(path_type=Path), help="A text file.  [default: WikiText-2; for mini, prose]"
+)
+@click.option("--ablation", type=click.Choice(["zero"]), default="zero", show_default=True)
+@app.device
+@click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
+@app.seed
+@app.threads(None)
+@click.option("--out", type=click.Path(path_type=Path), help="Where to.  [default: cache/<model>.h5]")
+@app.as_json
+def build(
+    model, revision, tasks, batches, batch_size, control_batches, control_text, ablation, device, dtype, seed, threads,
+    out, as_json,
+):  # fmt: skip
+    """Ablate every head on every prompt and store the damage."""
+    app.use_threads(threads)
+    if model == "mini":
+        app.say(app.FIRST_LINE)
+    from mechrl.cache.build import BuildSettings
+    from mechrl.cache.build import build as build_cache
+    from mechrl.cache.files import check_writable
+    from mechrl.models import cache_name, load_model
+    from mechrl.tasks.control import read_control
+
+    batches = batches or (16 if model == "mini" else 64)
+    if out is not None:
+        check_writable(out)
+    source, text = read_control(control_text, generated=model == "mini")
+    settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches or batches, source, ablation, seed)
+    loaded = load_model(model, device=device, revision=revision)
+    if out is None:
+        out = Path("cache") / cache_name(model, loaded.sha256, ablation)
+        check_writable(out)
+    app.say(
+        f"{loaded.n_layers} layers × {loaded.n_heads} heads on {loaded.device}, {len(tasks)} tasks × {batches} batches"
+    )
+    with app.progress("batches") as progress:
+        built = build_cache(loaded, settings, out, text, progress)
+    for task in built.tasks:
+        if not built.task_attributes(task)["does_task"]:
+            app.warn(
+                f"the model does not do {task}: its clean logit difference is {built.clean(task).mean():.3f}, not "
+                "above zero. Damage on this task means little; the cache records it"
+            )
+    _print_info(built, as_json)
+
+
+@cache.command()
+@EXISTING
+@app.as_json
+def info(path, as_json):
+    """What a cache holds, and of which model."""
+    from mechrl.cache.reader import Cache
+
+    _print_info(Cache.open(path), as_json)
+
+
+@cache.command()
+@EXISTING
+def validate(path):
+    """Check every byte of a cache against its manifest, and every number for sense."""
+    from mechrl.cache.files import check_manifest, manifest_path
+    from mechrl.cache.reader import Cache
+    from mechrl.errors import FileError
+
+    opened = Cache.open(path)
+    if not check_manifest(path):
+        raise FileError(f"{path}: the content is sound, but {manifest_path(path)} is missing")
+    click.echo(f"{path}: sound; sha256 of the content {opened.sha256}")
+
+
+@cache.command()
+@EXISTING
+@click.option("--task", "tasks", default="", callback=app.names, help="Which tasks.  [default: all]")
+@click.option("--by", type=click.Choice(["score", "damage", "abs"]), default="score", show_default=True)
+@click.option("--n", "-n", default=10, show_default=True, type=click.IntRange(1), help="How many heads.")
+@app.as_json
+def top(path, tasks, by, n, as_json):
+    """The heads that matter most, over all prompts, with 95 % intervals."""
+    from mechrl.cache.reader import Cache
+    from mechrl.cache.top import top_heads
+
+    opened = Cache.open(path)
+    rows = {task: top_heads(opened, task, by, n) for task in tasks or opened.tasks}
+    if as_json:
+        return app.print_json({task: [vars(row) for row in found] for task, found in rows.items()})
+    from mechrl.report.tables import print_table
+
+    for task, found in rows.items():
+        print_table(
+            f"{task}: clean logit difference {opened.clean(task).mean():.3f}",
+            ["head", "damage", "control damage", "score"],
+            [
+                [r.head, *(f"{m:.3f} ({low:.3f} to {high:.3f})" for m, low, high in (r.damage, r.control, r.score))]
+                for r in found
+            ],
+            "means in nats over all prompts, with 95 % intervals (bootstrap over groups)",
+        )
+
+
+def _print_info(opened, as_json: bool) -> None:
+    tasks = {
+        task: {
+            "prompts": len(opened.clean(task)),
+            "clean_logit_diff": float(opened.clean(task).mean()),
+            "top1_accuracy": float(opened.clean(task, "top1").mean()),
+            "does_task": opened.task_attributes(task)["does_task"],
+            "answers_in_both_splits": " of ".join(map(str, opened.answer_overlap(task))),
+        }
+        for task in opened.tasks
+    }
+    control = float(opened.content.arrays["/control/clean"].mean())
+    if as_json:
+        return app.print_json({"path": str(opened.path), **opened.attributes, "tasks": tasks, "control_loss": control})
+    from mechrl.report.tables import print_table
+
+    a = opened.attributes
+    click.echo(f"{opened.path}: {a['ablation']} ablation of {opened.n_layers} × {opened.n_heads} heads of {a['model']}")
+    click.echo(f"control: {a['control_source']}, {len(opened.control_damage)} spans, clean loss {control:.3f} nats")
+    click.echo(f"fingerprint of the model {a['model_sha256'][:12]}, of the content {opened.sha256[:12]}")
+    columns = ["task", "prompts", "clean logit diff", "top-1", "does it", "eval. answers also in training"]
+    print_table(
+        "",
+        columns,
+        [
+            [task, *(v if not isinstance(v, bool) else ("yes" if v else "NO") for v in values.values())]
+            for task, values in tasks.items()
+        ],
+    )
+
+
+def main() -> None:
+    """Entry point of `mechrl-cache`."""
+    app.run(cache)

@@ -1,0 +1,29 @@
+"""`mechrl`: all commands under one name."""
+
+import click
+
+from mechrl import __version__
+from mechrl.cli import app
+from mechrl.cli.cache import cache
+from mechrl.cli.report import report
+from mechrl.cli.train import train
+from mechrl.cli.verify import verify
+
+
+@click.group()
+@click.version_option(__version__)
+def mechrl() -> None:
+    """Which attention heads does this behaviour hang on?"""
+
+
+for command in (cache, train, verify, report):
+    mechrl.add_command(command)
+
+
+def main() -> None:
+    """Entry point of `mechrl`."""
+    app.run(mechrl)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The live game: every pick asks the model. What the lookup must equal, and what it is timed against."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mechrl.ablation import reference
+from mechrl.cache.reader import Cache
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.table import ScoreTable
+from mechrl.models import Model
+from mechrl.tasks import TRAIN
+
+
+class LiveScores:
+    """Damage and control damage of one head on one batch, measured when asked: one hook, one head at a time.
+
+    :param model: the model of the cache.
+    :param cache: gives the prompts and the control spans, and no number.
+    :param tasks: which of its tasks, in the order of a `ScoreTable`.
+    :param split: which of their batches.
+    """
+
+    def __init__(self, model: Model, cache: Cache, tasks: Sequence[str], split: int = TRAIN):
+        self.model = model
+        self.passes = 0  # of the whole model on one batch
+        size = cache.batch_size
+        prompts = [cache.prompts(task)[cache.in_split(task, split)] for task in tasks]
+        spans = cache.content.arrays["/control/tokens"][cache.in_split(None, split)]
+        self._prompts = [p[i : i + size] for p in prompts for i in range(0, len(p), size)]
+        self._spans = [spans[i : i + size] for i in range(0, len(spans), size)]
+        self._clean: dict[tuple[str, int], np.ndarray] = {}
+
+    def damage(self, row: int, site: int) -> np.float32:
+        """Mean damage of a head on a task batch, in nats."""
+
+        def ask(site: int | None) -> np.ndarray:
+            return reference.logit_diff(self.model, self._prompts[row], site)
+
+        return (self._clean_once("task", row, ask) - self._ask(ask, site)).mean()
+
+    def control_damage(self, row: int, site: int) -> np.float32:
+        """Mean control damage of a head on a control batch, in nats per token."""
+
+        def ask(site: int | None) -> np.ndarray:
+            return reference.control_loss(self.model, self._spans[row], site)
+
+        return (self._ask(ask, site) - self._clean_once("control", row, ask)).mean()
+
+    def _ask(self, ask: Callable[[int | None], np.ndarray], site: int | None) -> np.ndarray:
+        self.passes += 1
+        return ask(site)
+
+    def _clean_once(self, kind: str, row: int, ask: Callable[[int | None], np.ndarray]) -> np.ndarray:
+        if (kind, row) not in self._clean:
+            self._clean[kind, row] = self._ask(ask, None)
+        return self._clean[kind, row]
+
+
+class LiveEpisodes(Episodes):
+    """The same game as `Episodes`; the model fills in its table, anew at every pick.
+
+    :param scores: the model's answers.
+    :param table: whose tasks, batches and control weight to play; its numbers are not used.
+    """
+
+    def __init__(self, scores: LiveScores, table: ScoreTable, n: int, picks: int, drop_signal: float = 0.0):
+        blank = ScoreTable(
+            table.tasks,
+            np.full_like(table.damage, np.nan),
+            table.first,
+            table.count,
+            np.full_like(table.control, np.nan),
+            table.control_weight,
+        )
+        super().__init__(blank, n, picks, drop_signal=drop_signal)
+        self.scores = scores
+
+    def step(self, actions: np.ndarray) -> None:
+        self._ask(actions)
+        super().step(actions)
+
+    def look(self, sites: np.ndarray) -> np.ndarray:
+        self._ask(sites)
+        return super().look(sites)
+
+    def _ask(self, sites: np.ndarray) -> None:
+        for row, control, site in zip(self.state.row, self.state.control, sites, strict=True):
+            self.table.damage[row, site] = self.scores.damage(row, site)
+            self.table.control[control, site] = self.scores.control_damage(control, site)

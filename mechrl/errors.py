@@ -1,0 +1,37 @@
+"""The errors that a user can meet, each with the exit code of its command."""
+
+
+class MechrlError(Exception):
+    """Something went wrong that the user should read about; never a bug in mechrl.
+
+    `exit_code` is what the command ends with.
+    """
+
+    exit_code = 1
+
+
+class MachineError(MechrlError):
+    """The machine failed: network, disk, memory, a non-finite number; or a cache cannot be replayed."""
+
+    exit_code = 1
+
+
+class UsageError(MechrlError):
+    """Wrong usage: an unknown name, a value out of range, no such file."""
+
+    exit_code = 2
+
+
+class FileError(MechrlError):
+    """A file is damaged, foreign, unfinished, of another version, or does not fit the others."""
+
+    exit_code = 4
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
+    """The error for a name that is not among `known`, with the nearest one as a hint."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UsageError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}")

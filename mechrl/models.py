@@ -1,0 +1,205 @@
+"""Models: the embedded `mini`, a local folder or a hub name, loaded as a folded TransformerBridge and fingerprinted."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechrl.errors import MachineError, UsageError, unknown_name
+from mechrl.tasks.vocabulary import Vocabulary
+
+MINI = Path(__file__).parent / "mini"
+HUB_SECONDS = 10
+WEIGHT_PROCESSING = "fold_ln, center_writing_weights, center_unembed, fold_value_biases"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A causal language model whose heads can be ablated.
+
+    :param bridge: the TransformerBridge, in eval mode, weights folded (see `weight_processing` in a cache).
+    :param name: what the user called it.
+    :param revision: the hub revision asked for, else "".
+    :param sha256: of all weights before folding; the same on every machine.
+    :param tokenizer_sha256: of the tokenizer's whole definition.
+    """
+
+    bridge: Any
+    name: str
+    revision: str
+    sha256: str
+    tokenizer_sha256: str
+    vocabulary: Vocabulary
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.bridge.cfg.n_layers)
+
+    @property
+    def n_heads(self) -> int:
+        return int(self.bridge.cfg.n_heads)
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest sequence, in tokens."""
+        return int(self.bridge.cfg.n_ctx)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.parameters()).device
+
+
+def pick_device(device: str) -> str:
+    """`auto` as the best device there is; anything else checked.
+
+    :raises UsageError: torch cannot use that device here.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    kind = device.partition(":")[0]
+    if kind not in available:
+        raise unknown_name("device", device, ["auto", *available])
+    if not available[kind]:
+        raise UsageError(f"torch {torch.__version__} finds no {kind} device on this machine; use --device cpu")
+    return device
+
+
+def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") -> Model:
+    """Load `mini`, a folder or a hub name in float32, folded as TransformerLens does it, in eval mode.
+
+    :raises UsageError: no such folder, a folder without weights, a model that is not a causal language model.
+    :raises MachineError: the hub cannot be reached and the model is not in its local cache.
+    """
+    device = pick_device(device)
+    folder = find_folder(name, revision)
+    with _quiet_imports():
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            bridge = TransformerBridge.boot_transformers(
+                str(folder), tokenizer=tokenizer, device=device, dtype=torch.float32
+            )
+        except Exception as error:
+            raise UsageError(f"{name!r} cannot be loaded as a causal language model: {error}") from error
+        if getattr(bridge.cfg, "attention_dir", "causal") != "causal":
+            raise UsageError(f"{name!r} is not a causal model; mechrl reads a prompt at its last position")
+        sha256 = _weights_sha256(bridge.original_model)
+        tokenizer_sha256 = _tokenizer_sha256(tokenizer)
+        bridge.enable_compatibility_mode(disable_warnings=True)
+    _speed_up(bridge)
+    bridge.eval()
+    return Model(bridge, name, revision, sha256, tokenizer_sha256, Vocabulary(tokenizer))
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model name means a folder: it exists, or it is written as a path."""
+    return os.path.isdir(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def find_folder(name: str, revision: str = "") -> Path:
+    """Where the model's files are on this machine, fetched from the hub if they have to be.
+
+    :raises UsageError: no such folder, or no weights in it.
+    :raises MachineError: the hub cannot be reached, or has no such model.
+    """
+    if name == "mini":
+        return MINI
+    if not is_folder(name):
+        return _fetch(name, revision)
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{name}: no config.json there; a model folder is what save_pretrained writes")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise UsageError(f"{name}: the folder has a config.json and no weights (*.safetensors)")
+    return folder
+
+
+def cache_name(name: str, sha256: str, ablation: str = "zero") -> str:
+    """The default file name of a model's cache: the last part of its name, for a folder with its fingerprint."""
+    stem = re.sub(r"[^a-z0-9.-]+", "-", name.rstrip("/").rpartition("/")[2].lower())
+    if is_folder(name) and name != "mini":
+        stem += f"-{sha256[:8]}"
+    return stem + ("" if ablation == "zero" else f".{ablation}") + ".h5"
+
+
+def _fetch(name: str, revision: str) -> Path:
+    """The model's files out of the local hub cache, or else from the hub, which gets one try."""
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    wanted: dict[str, Any] = {
+        "revision": revision or None,
+        "allow_patterns": ["*.json", "*.safetensors", "*.txt", "*.model"],
+    }
+    with contextlib.suppress(OSError, ValueError):
+        folder = Path(snapshot_download(name, local_files_only=True, **wanted))
+        if any(folder.glob("*.safetensors")):
+            return folder
+    try:
+        HfApi().model_info(name, revision=revision or None, timeout=HUB_SECONDS)
+        return Path(snapshot_download(name, **wanted))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UsageError(f"the hub has no model {name!r}, or it is private: {error}") from error
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise MachineError(
+            f"model {name!r} is not on this machine and the hub cannot be reached ({type(error).__name__}). "
+            "Offline: --model FOLDER for a model saved with save_pretrained, or --model mini, which comes with mechrl."
+        ) from error
+
+
+def _speed_up(bridge: Any) -> None:
+    """Two changes that leave the numbers alone and take a third off a sweep on CPU.
+
+    In compatibility mode attention looks for queries that see no key at all, which right padding never makes, and
+    GPT-2's activation is put together from seven elementwise operations.
+    """
+    for block in bridge.blocks:
+        block.attn.compatibility_mode = False
+    for module in bridge.original_model.modules():
+        for name, child in module.named_children():
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
+
+
+def _weights_sha256(model: torch.nn.Module) -> str:
+    """The hash of all parameters by name, as float32."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key.replace('._original_component', '')} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tokenizer_sha256(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{text} bos={tokenizer.bos_token_id}".encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """No progress bars and no advice from the libraries while a model loads; errors still come through."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from transformers.utils import logging as transformers_logging
+
+    level = logging.root.manager.disable
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

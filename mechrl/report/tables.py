@@ -1,0 +1,50 @@
+"""Tables in the terminal."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mechrl.agents.protocol import Evaluation
+from mechrl.verify.replay import TaskResult
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
+    """A table on stdout, numbers to the right; cut off only by the width of a real terminal."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    table = Table(
+        title=title or None, caption=caption or None, title_justify="left", caption_justify="left", title_style="bold"
+    )
+    for i, column in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float) or str(row[i])[:1] in "+-0123456789" for row in rows)
+        table.add_column(column, justify="right" if numeric and rows else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console.print(table)
+
+
+def search_rows(evaluations: Sequence[tuple[str, Evaluation]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table of methods, from (method, evaluation) pairs of one task."""
+    summaries = [(name, evaluation.summary()) for name, evaluation in evaluations]
+    columns = list(summaries[0][1])
+    return ["method", *columns], [[name, *(s[c] for c in columns)] for name, s in summaries]
+
+
+def verification_rows(result: TaskResult) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a task's table of replayed heads."""
+    columns = ["head", "cached", "live", "difference", "fresh (95 % interval)", "rank", "verdict"]
+    rows = [
+        [
+            h.head,
+            h.cached,
+            h.live,
+            f"{h.difference:.1e}",
+            f"{h.fresh:.3f} ({h.fresh_low:.3f} to {h.fresh_high:.3f})",
+            h.rank,
+            "confirmed" if h.confirmed else "NOT confirmed",
+        ]
+        for h in result.heads
+    ]
+    return columns, rows

@@ -1,0 +1,195 @@
+"""What a task is, and how its prompts are drawn: seeded, single-token slots, one half of each pool a split."""
+
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import RandomState
+
+from mechrl.errors import UsageError
+from mechrl.tasks.vocabulary import Vocabulary
+
+TRAIN, EVALUATION = 0, 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The fillers of one slot.
+
+    :param words: the words, without the leading space; None for every word-like token of the tokenizer.
+    :param least: how many must be left, over both splits, once words that are not one token are dropped.
+    """
+
+    words: tuple[str, ...] | None
+    least: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt before it is tokenized.
+
+    :param context: the text, or the token ids of a task over random tokens; BOS not included.
+    :param answers: right next tokens, as words (a leading space is added) or ids.
+    :param wrongs: wrong next tokens, likewise.
+    :param group: what the prompt shares with others of its group: the slot fillers that matter.
+    """
+
+    context: str | Sequence[int]
+    answers: Sequence[str] | Sequence[int]
+    wrongs: Sequence[str] | Sequence[int]
+    group: Hashable
+
+
+@dataclass(frozen=True)
+class Task:
+    """A behaviour: a generator of prompts with answers and wrongs.
+
+    :param name: what it is called in flags and files.
+    :param source: the paper it comes from.
+    :param pools: slot name to `Pool`.
+    :param draw: makes one example from a random state and the pools of one split.
+    :param version: raised whenever the prompts of a seed change.
+    """
+
+    name: str
+    source: str
+    pools: Mapping[str, Pool]
+    draw: Callable[[RandomState, Mapping[str, Sequence]], Example]
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokenized prompts, each read at position `length - 1`.
+
+    tokens int32 [prompt, position], right-padded with 0; length int32 [prompt]; answers and wrongs int32
+    [prompt, k], padded with -1; group int32 [prompt]; split uint8 [prompt], 0 train and 1 evaluation.
+    """
+
+    tokens: np.ndarray
+    length: np.ndarray
+    answers: np.ndarray
+    wrongs: np.ndarray
+    group: np.ndarray
+    split: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Prompts":
+        return Prompts(**{name: column[rows] for name, column in vars(self).items()})
+
+
+def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list], dict[str, int]]:
+    """The fillers that are one token in this tokenizer, and how many were dropped, by slot.
+
+    :raises UsageError: a pool is left with fewer than its `least` fillers.
+    """
+    usable: dict[str, list] = {}
+    dropped = {}
+    for slot, pool in task.pools.items():
+        if pool.words is None:
+            usable[slot], dropped[slot] = vocabulary.word_ids, 0
+        else:
+            usable[slot] = [word for word in pool.words if vocabulary.single(" " + word) is not None]
+            dropped[slot] = len(pool.words) - len(usable[slot])
+        if len(usable[slot]) < pool.least:
+            raise UsageError(
+                f"task {task.name!r}: only {len(usable[slot])} of its {slot} fillers are single tokens in this "
+                f"tokenizer, and it needs {pool.least}. Leave the task out with --tasks."
+            )
+    return usable, dropped
+
+
+def split_pools(task: Task, pools: Mapping[str, list], split: int) -> dict[str, list]:
+    """The half of every pool that belongs to `split`; the same halves for every seed."""
+    halves = {}
+    for slot, fillers in pools.items():
+        order = RandomState(zlib.crc32(f"{task.name}/{slot}".encode())).permutation(len(fillers))
+        middle = (len(fillers) + 1) // 2
+        chosen = order[:middle] if split == TRAIN else order[middle:]
+        halves[slot] = [fillers[i] for i in sorted(chosen)]
+    return halves
+
+
+def generate(task: Task, vocabulary: Vocabulary, n: int, split: int, seed: int = 0) -> Prompts:
+    """`n` different prompts of one split, the same for a seed on every machine.
+
+    Drawn from numpy's `RandomState`, whose stream is frozen for good; more prompts of the same seed begin with the
+    same ones.
+
+    :raises UsageError: a pool is too small, or the pools do not hold `n` different prompts.
+    """
+    pools = split_pools(task, usable_pools(task, vocabulary)[0], split)
+    rng = RandomState([seed, zlib.crc32(task.name.encode()), split])
+    examples: dict[Hashable, Example] = {}
+    for _ in range(20 * n + 100):
+        if len(examples) == n:
+            break
+        example = task.draw(rng, pools)
+        examples.setdefault(example.context if isinstance(example.context, str) else tuple(example.context), example)
+    else:
+        raise UsageError(f"task {task.name!r}: its pools hold only {len(examples)} different prompts, not {n}")
+    return tokenize(task.name, list(examples.values()), vocabulary, split)
+
+
+def tokenize(name: str, examples: Sequence[Example], vocabulary: Vocabulary, split: int) -> Prompts:
+    """Examples as arrays; groups are numbered in the order of their first prompt.
+
+    :raises UsageError: an answer or a wrong is not a single token after its prompt.
+    """
+    rows = [
+        vocabulary.encode(e.context) if isinstance(e.context, str) else vocabulary.with_bos(e.context) for e in examples
+    ]
+    groups: dict[Hashable, int] = {}
+
+    def ids(example: Example, words: Sequence[str] | Sequence[int], row: list[int]) -> list[int]:
+        found = []
+        for word in words:
+            if isinstance(word, str):
+                longer = vocabulary.encode(f"{example.context} {word}")
+                if longer[:-1] != row:
+                    raise UsageError(f"task {name!r}: {word!r} is not a single token after {example.context!r}")
+                found.append(longer[-1])
+            else:
+                found.append(int(word))
+        return found
+
+    return Prompts(
+        tokens=padded(rows, 0),
+        length=np.array([len(row) for row in rows], np.int32),
+        answers=padded([ids(e, e.answers, row) for e, row in zip(examples, rows, strict=True)], -1),
+        wrongs=padded([ids(e, e.wrongs, row) for e, row in zip(examples, rows, strict=True)], -1),
+        group=np.array([groups.setdefault(e.group, len(groups)) for e in examples], np.int32),
+        split=np.full(len(rows), split, np.uint8),
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int, width: int = 0) -> np.ndarray:
+    """Rows of unequal length as one int32 array, filled up on the right."""
+    array = np.full((len(rows), max([width, *map(len, rows)])), fill, np.int32)
+    for i, row in enumerate(rows):
+        array[i, : len(row)] = row
+    return array
+
+
+def join(parts: Sequence[Prompts]) -> Prompts:
+    """Prompts one after the other, brought to one width; groups of different parts stay apart."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in vars(parts[0])}
+    first_group = 0
+    for part in parts:
+        for name, column in vars(part).items():
+            columns[name].append(column + first_group if name == "group" else column)
+        first_group += int(part.group.max()) + 1
+    width = {"tokens": 0, "answers": -1, "wrongs": -1}
+
+    def stacked(name: str, arrays: list[np.ndarray]) -> np.ndarray:
+        if name not in width:
+            return np.concatenate(arrays)
+        widest = max(a.shape[1] for a in arrays)
+        return np.concatenate(
+            [np.pad(a, ((0, 0), (0, widest - a.shape[1])), constant_values=width[name]) for a in arrays]
+        )
+
+    return Prompts(**{name: stacked(name, arrays) for name, arrays in columns.items()})

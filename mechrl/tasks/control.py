@@ -1,0 +1,96 @@
+"""Control text: spans of ordinary text, on which the ablation of a head that only serves a task does no damage."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import RandomState
+
+from mechrl.errors import MachineError, UsageError
+from mechrl.tasks.base import TRAIN
+from mechrl.tasks.prose import prose
+from mechrl.tasks.vocabulary import Vocabulary
+
+SPAN = 60  # tokens of text in a span, as in arXiv 2605.26343; BOS comes on top
+HUB_SECONDS = 10
+WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet")
+
+
+def read_control(path: Path | None, generated: bool) -> tuple[str, str | None]:
+    """The name of the control text for the cache, and the text; None stands for generated prose.
+
+    :param path: a text file of the user's; None for the default.
+    :param generated: whether the default is generated prose; else it is WikiText-2 from the hub.
+    :raises UsageError: no such file, or it is not UTF-8 text.
+    :raises MachineError: the hub cannot be reached, and WikiText-2 is not on this machine.
+    """
+    if path is None:
+        return ("prose", None) if generated else ("wikitext-2", _wikitext())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--control-text {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--control-text {path}: not UTF-8 text ({error})") from error
+    return f"text:{hashlib.sha256(text.encode()).hexdigest()}", text
+
+
+def _wikitext() -> str:
+    """The training text of WikiText-2 (raw), out of the local hub cache, or else from the hub, which gets one try."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, hf_hub_download
+
+    wanted: dict[str, Any] = {"repo_id": WIKITEXT[0], "filename": WIKITEXT[1], "repo_type": "dataset"}
+    try:
+        try:
+            file = hf_hub_download(**wanted, local_files_only=True)
+        except OSError:
+            HfApi().dataset_info(WIKITEXT[0], timeout=HUB_SECONDS)
+            file = hf_hub_download(**wanted)
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise MachineError(
+            f"the control text WikiText-2 is not on this machine and the hub cannot be reached "
+            f"({type(error).__name__}). Offline: --control-text FILE, any ordinary text of some 300 kB"
+        ) from error
+    from pyarrow import parquet
+
+    return "".join(parquet.read_table(file, columns=["text"])["text"].to_pylist())
+
+
+def control_spans(vocabulary: Vocabulary, text: str | None, n: int, split: int, seed: int = 0) -> np.ndarray:
+    """`n` spans of one split from a text, or of generated prose where `text` is None."""
+    if text is None:
+        return prose_spans(vocabulary, n, split, seed)
+    return text_spans(vocabulary, text, n, split, seed)
+
+
+def prose_spans(vocabulary: Vocabulary, n: int, split: int, seed: int = 0) -> np.ndarray:
+    """`n` spans of generated prose, tokens int32 [span, position]; each begins a story of its own."""
+    rng = RandomState([seed, SPAN, split])
+    rows: list[list[int]] = []
+    while len(rows) < n:
+        ids = vocabulary.encode(prose(rng, sentences=SPAN // 4))
+        rows.append(ids[: len(vocabulary.with_bos(range(SPAN)))])
+    return np.array(rows, np.int32)
+
+
+def text_spans(vocabulary: Vocabulary, text: str, n: int, split: int, seed: int = 0) -> np.ndarray:
+    """`n` spans cut from a text, tokens int32 [span, position]; the last quarter of the text is for evaluation.
+
+    :raises UsageError: the text is too short.
+    """
+    ids = vocabulary.tokenizer.encode(text, add_special_tokens=False)
+    border = len(ids) * 3 // 4
+    part = ids[:border] if split == TRAIN else ids[border:]
+    places = len(part) // SPAN
+    if places < n:
+        raise UsageError(
+            f"the control text holds {places} spans of {SPAN} tokens in the part for "
+            f"{'training' if split == TRAIN else 'evaluation'}, and {n} are needed: give a longer text or fewer "
+            "--control-batches"
+        )
+    starts = SPAN * np.sort(RandomState([seed, split]).permutation(places)[:n])
+    return np.array([vocabulary.with_bos(part[start : start + SPAN]) for start in starts], np.int32)

@@ -1,0 +1,48 @@
+"""Indirect object identification: who was given something, when one of two people gave it."""
+
+from collections.abc import Mapping, Sequence
+
+from numpy.random import RandomState
+
+from mechrl.tasks.base import Example, Pool, Task
+
+NAMES = (
+    "Mary", "John", "Tom", "James", "Sarah", "Michael", "Robert", "Laura", "David", "Amy", "Kevin", "Rachel", "Richard",
+    "Susan", "Simon", "Kate", "Charles", "Alice", "Daniel", "Lisa", "Anna", "Mark", "Paul", "Emily", "Andrew", "Jane",
+)  # fmt: skip
+OBJECTS = (
+    "ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack", "book", "letter", "ball", "guitar",
+    "hat", "ticket", "flower",
+)  # fmt: skip
+PLACES = (
+    "store", "garden", "restaurant", "school", "hospital", "office", "house", "station", "park", "market", "library",
+    "beach",
+)  # fmt: skip
+TEMPLATES = (
+    "When {first} and {second} went to the {place}, {subject} gave a {object} to",
+    "Then, {first} and {second} met at the {place}, and {subject} handed the {object} to",
+    "After {first} and {second} walked to the {place}, {subject} offered a {object} to",
+    "While {first} and {second} were waiting in the {place}, {subject} passed the {object} to",
+)
+
+
+def draw_ioi(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+    """Two names, one of them again as the giver; the answer is the other one, the wrong the giver."""
+    first, second = (pools["name"][i] for i in rng.permutation(len(pools["name"]))[:2])
+    subject, receiver = (first, second) if rng.randint(2) else (second, first)
+    text = TEMPLATES[rng.randint(len(TEMPLATES))].format(
+        first=first,
+        second=second,
+        subject=subject,
+        place=pools["place"][rng.randint(len(pools["place"]))],
+        object=pools["object"][rng.randint(len(pools["object"]))],
+    )
+    return Example(text, [receiver], [subject], frozenset((first, second)))
+
+
+ioi = Task(
+    "ioi",
+    "Wang et al. 2022, arXiv 2211.00593",
+    {"name": Pool(NAMES, least=4), "object": Pool(OBJECTS, least=4), "place": Pool(PLACES, least=4)},
+    draw_ioi,
+)

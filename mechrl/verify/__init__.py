@@ -1,0 +1,1 @@
+"""Verification: the model comes back once and confirms the heads that the search picked."""

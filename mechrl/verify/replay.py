@@ -1,0 +1,236 @@
+"""Replaying picks on the live model: on the cached prompts number by number, and on fresh prompts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechrl.ablation import reference
+from mechrl.ablation.sweep import Sweep
+from mechrl.agents.checkpoint import CheckpointNote
+from mechrl.agents.methods import policy_method
+from mechrl.agents.ppo import PlanningPolicy
+from mechrl.agents.protocol import Evaluation, evaluate
+from mechrl.cache.intervals import bootstrap_means, interval
+from mechrl.cache.reader import Cache
+from mechrl.errors import FileError, UsageError
+from mechrl.models import Model
+from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, generate
+
+TOLERANCE = 1e-3  # nats; a float32 cache and another device differ by about 1e-4 at GPT-2's logits
+FRESH_SEED = 20_000_000  # added to the cache's seed
+SPOT_ROWS = 2  # prompts or spans of each split on which every head is replayed
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """One picked head.
+
+    Scores are means over the evaluation split, in nats. `difference` is the largest one between a live and a cached
+    number, over prompts and control spans. `fresh_low` and `fresh_high` bound the fresh score at 95 %. `rank` is its
+    place among all heads by cached score, 1 being the best.
+    """
+
+    head: str
+    cached: float
+    live: float
+    difference: float
+    fresh: float
+    fresh_low: float
+    fresh_high: float
+    rank: int
+    confirmed: bool
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The picked heads of one task.
+
+    :param trained: whether the agent was trained on the task; only then its heads decide the verdict.
+    :param evaluation: what the agent did on the task's evaluation episodes.
+    :param spot_difference: the largest difference between cache and model over all heads, on a few prompts.
+    """
+
+    task: str
+    trained: bool
+    evaluation: Evaluation
+    heads: list[HeadResult]
+    spot_difference: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that `mechrl-verify` found; `replayed` says whether the cache equals the model."""
+
+    tasks: list[TaskResult]
+    control_difference: float
+    tolerance: float
+
+    @property
+    def replayed(self) -> bool:
+        differences = [r.spot_difference for r in self.tasks] + [h.difference for r in self.tasks for h in r.heads]
+        return max([self.control_difference, *differences]) <= self.tolerance
+
+    @property
+    def confirmed(self) -> bool:
+        """The verdict: the cache equals the model, and every head picked on a trained task is confirmed."""
+        return self.replayed and all(h.confirmed for r in self.tasks if r.trained for h in r.heads)
+
+
+def check_fits(cache: Cache, note: CheckpointNote, model_sha256: str | None = None) -> None:
+    """Whether checkpoint, cache and (where given) the loaded model belong together.
+
+    :raises FileError: they do not; the message says in what they differ.
+    :raises UsageError: the cache lacks a task of the checkpoint.
+    """
+    for what, ours, theirs in (
+        ("model", note.model_sha256, cache.attributes["model_sha256"]),
+        ("ablation", note.ablation, cache.attributes["ablation"]),
+        ("layers and heads", (note.n_layers, note.n_heads), (cache.n_layers, cache.n_heads)),
+    ):
+        if ours != theirs:
+            raise FileError(f"the checkpoint does not fit {cache.path}: its {what} is {ours}, the cache's {theirs}")
+    if model_sha256 is not None and model_sha256 != cache.attributes["model_sha256"]:
+        raise FileError(
+            f"{cache.path} was built from another model: it says {cache.attributes['model']!r} with fingerprint "
+            f"{cache.attributes['model_sha256'][:12]}, the loaded one has {model_sha256[:12]}. Name it with --model"
+        )
+    for task in [*note.tasks, *note.hold_out]:
+        cache.check_task(task)
+
+
+def top_heads(evaluation: Evaluation, top: int) -> np.ndarray:
+    """The heads most often best over the episodes, then those with the highest mean score seen, sites [top]."""
+    n_sites = evaluation.scores.shape[1]
+    best = evaluation.picked[np.arange(len(evaluation.picked)), evaluation.seen.argmax(1)]
+    wins = np.bincount(best, minlength=n_sites)
+    times = np.bincount(evaluation.picked.ravel(), minlength=n_sites)
+    seen = np.bincount(evaluation.picked.ravel(), evaluation.seen.ravel(), minlength=n_sites) / np.maximum(times, 1)
+    seen[times == 0] = -np.inf
+    return np.lexsort((-seen, -wins))[: min(top, int((times > 0).sum()))]
+
+
+def verify(
+    model: Model,
+    cache: Cache,
+    policy: PlanningPolicy,
+    note: CheckpointNote,
+    *,
+    plan_k: int = 1,
+    top: int = 3,
+    fresh_batches: int = 4,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    on_task: Callable[[str], None] = lambda task: None,
+) -> Verification:
+    """Pick on the evaluation episodes, then ablate the picked heads on the live model.
+
+    Every head that is replayed is ablated by the slow reference; the spot check replays all heads by the sweep.
+
+    :param policy: the agent; it gets the task signal on the tasks it was trained on, and none on held-out ones.
+    :param plan_k: heads looked at before each pick.
+    :param top: how many heads of each task to replay.
+    :param tolerance: the largest difference between a live and a cached number that passes, in nats.
+    :param seed: of the spot check's choice of prompts.
+    :param on_task: called with what is about to be replayed.
+    :raises UsageError: the cache lacks a task, or a task's pools hold too few fresh prompts.
+    """
+    weight = note.control_weight
+    rng = np.random.default_rng(seed)
+    control = cache.in_split(None, EVALUATION)
+    spans = cache.content.arrays["/control/tokens"]
+    evaluations = {
+        task: evaluate(cache, task, policy_method(policy, plan_k), note.picks, note.tasks, control_weight=weight)
+        for task in [*note.tasks, *note.hold_out]
+    }
+    chosen = {task: top_heads(evaluation, top) for task, evaluation in evaluations.items()}
+    sites = sorted({int(site) for heads in chosen.values() for site in heads})
+
+    on_task("control")
+    sweep = Sweep(model)
+    rows = _spot_rows(rng, cache.in_split(None, TRAIN))
+    clean, ablated = sweep.control(spans[rows])
+    spot = np.abs(ablated - clean[:, None] - cache.control_damage[rows]).max()
+    clean = in_batches(cache, spans[control], lambda batch: reference.control_loss(model, batch))
+    live_control = {
+        site: in_batches(cache, spans[control], lambda batch, s=site: reference.control_loss(model, batch, s)) - clean
+        for site in sites
+    }
+    control_difference = max(
+        [
+            float(spot),
+            *(float(np.abs(live - cache.control_damage[control, s]).max()) for s, live in live_control.items()),
+        ]
+    )
+
+    results = []
+    for task, evaluation in evaluations.items():
+        on_task(task)
+        prompts = cache.prompts(task)
+        damage = cache.damage(task)
+        rows = _spot_rows(rng, cache.in_split(task, TRAIN))
+        clean_measures, ablated_measures = sweep.task(prompts[rows])
+        live_spot = clean_measures["logit_diff"][:, None] - ablated_measures["logit_diff"]
+        old = cache.in_split(task, EVALUATION)
+        fresh = fresh_prompts(model, cache, task, fresh_batches * cache.batch_size)
+        order = np.argsort(-cache.scores(task, EVALUATION, weight), kind="stable")
+        heads = []
+        for site in (int(s) for s in chosen[task]):
+            live = live_damage(model, cache, prompts[old], site)
+            difference = float(np.abs(live - damage[old, site]).max())
+            new = live_damage(model, cache, fresh, site)
+            control_means = bootstrap_means(live_control[site][:, None], np.arange(control.sum()), seed=1)
+            low, high = interval(bootstrap_means(new[:, None], fresh.group) - weight * control_means)
+            cost = weight * live_control[site].mean()
+            heads.append(
+                HeadResult(
+                    head=cache.head(site),
+                    cached=float(damage[old, site].mean() - weight * cache.control_damage[control, site].mean()),
+                    live=float(live.mean() - cost),
+                    difference=difference,
+                    fresh=float(new.mean() - cost),
+                    fresh_low=float(low[0]),
+                    fresh_high=float(high[0]),
+                    rank=int(np.flatnonzero(order == site)[0]) + 1,
+                    confirmed=bool(difference <= tolerance and low[0] > 0),
+                )
+            )
+        results.append(
+            TaskResult(task, task in note.tasks, evaluation, heads, float(np.abs(live_spot - damage[rows]).max()))
+        )
+    return Verification(results, control_difference, tolerance)
+
+
+def live_damage(model: Model, cache: Cache, prompts: Prompts, site: int) -> np.ndarray:
+    """Damage of one head on each prompt, measured now by the slow reference, float32 [prompt]."""
+    return in_batches(
+        cache, prompts, lambda batch: reference.logit_diff(model, batch) - reference.logit_diff(model, batch, site)
+    )
+
+
+def fresh_prompts(model: Model, cache: Cache, task: str, n: int) -> Prompts:
+    """`n` prompts of the evaluation half of the pools that the cache does not hold.
+
+    :raises UsageError: the task has no generator here, or its pools hold no more prompts.
+    """
+    generator = cache.task_attributes(task)["generator"]
+    if generator not in TASKS:
+        raise UsageError(f"no generator {generator!r} for fresh prompts of task {task!r}")
+    old = cache.prompts(task)
+    known = {tuple(row[:length]) for row, length in zip(old.tokens.tolist(), old.length, strict=True)}
+    drawn = generate(
+        TASKS[generator], model.vocabulary, n + len(old), EVALUATION, FRESH_SEED + cache.attributes["seed"]
+    )
+    new = [i for i, row in enumerate(drawn.tokens.tolist()) if tuple(row[: drawn.length[i]]) not in known]
+    return drawn[np.array(new[:n])]
+
+
+def in_batches(cache: Cache, rows: Prompts | np.ndarray, ask: Callable) -> np.ndarray:
+    """`ask` of each batch of the rows, one after the other."""
+    size = cache.batch_size
+    return np.concatenate([ask(rows[i : i + size]) for i in range(0, len(rows), size)])
+
+
+def _spot_rows(rng: np.random.Generator, train: np.ndarray) -> np.ndarray:
+    """A few rows of each split."""
+    return np.sort(np.concatenate([rng.choice(np.flatnonzero(s), SPOT_ROWS, replace=False) for s in (train, ~train)]))

@@ -1,0 +1,199 @@
+"""The fast sweep against the slow reference, against plain Hugging Face modules, and against planted heads."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import planted_model, randomize, save
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from mechrl.ablation import reference
+from mechrl.ablation.sweep import Sweep, passed_through
+from mechrl.errors import MachineError
+from mechrl.models import load_model
+from mechrl.tasks import TASKS, TRAIN, Prompts, generate
+
+SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
+CONFIGS = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=738, n_positions=64, n_embd=32, n_layer=3, n_head=4)),
+    "neox": lambda: GPTNeoXForCausalLM(
+        GPTNeoXConfig(vocab_size=738, max_position_embeddings=64, use_parallel_residual=True, **SIZES)
+    ),
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(vocab_size=738, max_position_embeddings=64, num_key_value_heads=2, attention_bias=True, **SIZES)
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def architecture(request, tmp_path_factory):
+    """(name, folder, model) of a randomly initialised model whose biases are not zero."""
+    folder = save(randomize(CONFIGS[request.param]()), tmp_path_factory.mktemp(request.param))
+    return request.param, folder, load_model(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(architecture):
+    """IOI prompts: of two lengths, so that some are padded."""
+    prompts = generate(TASKS["ioi"], architecture[2].vocabulary, 6, TRAIN)
+    assert len(set(prompts.length)) > 1
+    return prompts
+
+
+def constant_of_head(name: str, hf: torch.nn.Module, layer: int, head: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The output projection of a plain model's layer, and what folding leaves of a zeroed head: b_V + b_LN W_V."""
+    if name == "gpt2":
+        block = hf.transformer.h[layer]
+        width, size = block.attn.embed_dim, block.attn.head_dim
+        rows = slice(2 * width + head * size, 2 * width + (head + 1) * size)
+        return block.attn.c_proj, block.attn.c_attn.bias[rows] + block.ln_1.bias @ block.attn.c_attn.weight[:, rows]
+    if name == "neox":
+        block = hf.gpt_neox.layers[layer]
+        qkv = block.attention.query_key_value
+        size = qkv.in_features // 4
+        rows = slice(head * 3 * size + 2 * size, head * 3 * size + 3 * size)
+        return block.attention.dense, qkv.bias[rows] + qkv.weight[rows] @ block.input_layernorm.bias
+    attention = hf.model.layers[layer].self_attn
+    group = head // attention.num_key_value_groups
+    return attention.o_proj, attention.v_proj.bias[group * attention.head_dim : (group + 1) * attention.head_dim]
+
+
+def plain_logits(name: str, hf: torch.nn.Module, prompts: Prompts, layer: int, head: int) -> torch.Tensor:
+    """Logits at the last position of each prompt, one by one and unpadded, without TransformerLens."""
+    projection, constant = constant_of_head(name, hf, layer, head)
+    size = len(constant)
+
+    def replace(module, inputs):
+        z = inputs[0].clone()
+        z[..., head * size : (head + 1) * size] = constant
+        return (z,)
+
+    handle = projection.register_forward_pre_hook(replace)
+    try:
+        with torch.inference_mode():
+            rows = zip(prompts.tokens, prompts.length, strict=True)
+            return torch.stack([hf(torch.tensor(row[None, :n]).long()).logits[0, -1] for row, n in rows])
+    finally:
+        handle.remove()
+
+
+def clean(model, prompts):
+    sweep = Sweep(model)
+    tokens, last, _, _ = sweep._tensors(prompts)
+    return sweep, tokens, last, sweep._clean(tokens, last)[0]
+
+
+def bound(logits: torch.Tensor) -> float:
+    return 1e-5 * max(1.0, logits.abs().max().item())
+
+
+def test_sweep_equals_one_hook_per_head_and_plain_modules(architecture, prompts):
+    name, folder, model = architecture
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+    sweep, tokens, last, residuals = clean(model, prompts)
+    effect = 0.0
+    for layer in range(model.n_layers):
+        fast = sweep.logits(residuals[layer], layer, range(model.n_heads), last)
+        for head in range(model.n_heads):
+            slow = reference.logits(model, tokens, layer * model.n_heads + head)[torch.arange(len(last)), last]
+            plain = plain_logits(name, hf, prompts, layer, head)
+            # Centring the unembedding moves all logits of a position alike, which no measure sees.
+            centred = (slow - slow.mean(-1, keepdim=True)).double()
+            assert (fast[head] - slow).abs().max() <= bound(slow)
+            assert (centred - (plain - plain.mean(-1, keepdim=True))).abs().max() <= bound(slow)
+            effect = max(effect, (slow - reference.logits(model, tokens)[torch.arange(len(last)), last]).abs().max())
+    assert effect > 0.1, "no head did anything, so nothing was compared"
+
+
+def test_heads_in_several_passes_give_the_same(architecture, prompts):
+    model = architecture[2]
+    whole, parts = Sweep(model).task(prompts), Sweep(model, rows=1).task(prompts)
+    for measure in whole[1]:
+        np.testing.assert_allclose(whole[1][measure], parts[1][measure], atol=1e-5)
+
+
+def test_control_loss_equals_one_hook_per_head(architecture):
+    model = architecture[2]
+    spans = np.random.default_rng(0).integers(1, 700, (5, 20)).astype(np.int32)
+    loss, ablated = Sweep(model).control(spans)
+    np.testing.assert_allclose(loss, reference.control_loss(model, spans), atol=1e-5)
+    for site in range(ablated.shape[1]):
+        np.testing.assert_allclose(ablated[:, site], reference.control_loss(model, spans, site), atol=1e-5)
+    plain = torch.nn.functional.cross_entropy  # the clean loss once more, straight from the logits
+    logits = reference.logits(model, torch.from_numpy(spans).long())
+    expected = [
+        plain(row[:-1], torch.from_numpy(span[1:]).long()).item() for row, span in zip(logits, spans, strict=True)
+    ]
+    np.testing.assert_allclose(loss, expected, atol=1e-5)
+
+
+def test_no_block_below_the_ablated_layer_runs(architecture, prompts):
+    model = architecture[2]
+    sweep, _, last, residuals = clean(model, prompts)
+    for layer in range(model.n_layers):
+        calls = [0] * model.n_layers
+        handles = [
+            block.original_component.register_forward_hook(
+                lambda *_, i=i, calls=calls: calls.__setitem__(i, calls[i] + 1)
+            )
+            for i, block in enumerate(model.bridge.blocks)
+        ]
+        sweep.logits(residuals[layer], layer, range(model.n_heads), last)
+        for handle in handles:
+            handle.remove()
+        assert calls == [0] * layer + [1] * (model.n_layers - layer)
+
+
+def test_blocks_run_again_after_an_error(architecture, prompts):
+    model = architecture[2]
+    before = Sweep(model).task(prompts)[0]["logit_diff"]
+    with pytest.raises(RuntimeError, match="in the middle"), passed_through(model.bridge.blocks):
+        raise RuntimeError("in the middle")
+    np.testing.assert_array_equal(Sweep(model).task(prompts)[0]["logit_diff"], before)
+
+
+def test_self_check_passes_and_can_fail(architecture, prompts, monkeypatch):
+    sweep = Sweep(architecture[2])
+    assert sweep.self_check(prompts) <= 1e-5
+    honest = reference.logits
+    monkeypatch.setattr(reference, "logits", lambda model, tokens, site=None: honest(model, tokens, site) + 0.01)
+    with pytest.raises(MachineError, match="self-check failed"):
+        sweep.self_check(prompts)
+
+
+def test_sweep_finds_exactly_the_planted_heads(tmp_path):
+    planted = {(0, 3): 0.5, (1, 2): 2.0, (2, 0): 1.0}
+    model = load_model(str(save(planted_model(planted), tmp_path)), device="cpu")
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 8, (10, 6)).astype(np.int32)
+    prompts = Prompts(
+        tokens=tokens,
+        length=np.full(10, 6, np.int32),
+        answers=tokens[:, :1],
+        wrongs=rng.integers(8, 16, (10, 1)).astype(np.int32),
+        group=np.arange(10, dtype=np.int32),
+        split=np.zeros(10, np.uint8),
+    )
+    clean, ablated = Sweep(model).task(prompts)
+    damage = (clean["logit_diff"][:, None] - ablated["logit_diff"]).mean(0)
+    sites = [layer * 4 + head for layer, head in planted]
+    others = np.delete(damage, sites)
+    assert np.abs(others).max() < 1e-3
+    assert (np.argsort(-damage)[:3] == [6, 8, 3]).all()  # 1.2, 2.0 and 0.3, by strength
+    assert damage[sites].min() > 0.1
+
+
+def test_a_number_that_is_not_finite_stops_the_sweep(tmp_path):
+    broken = randomize(CONFIGS["gpt2"]())
+    with torch.no_grad():
+        broken.transformer.h[1].mlp.c_fc.bias[0] = torch.nan
+    model = load_model(str(save(broken, tmp_path)), device="cpu")
+    with pytest.raises(MachineError, match="nan on prompt 0 of the batch"):
+        Sweep(model).task(generate(TASKS["ioi"], model.vocabulary, 4, TRAIN))

@@ -1,0 +1,56 @@
+"""Fixtures that several test files share. Heavy ones live for the whole session."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mechrl.cache.build import BuildSettings, build
+from mechrl.cache.reader import Cache
+from mechrl.cli import app
+from mechrl.models import Model, load_model
+
+SMALL = BuildSettings(batches=4, batch_size=8, control_batches=4)
+
+
+@pytest.fixture(scope="session")
+def mini() -> Model:
+    """The embedded model."""
+    torch.set_num_threads(2)
+    return load_model("mini", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def small_cache(mini: Model, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """A cache of `mini` with few prompts. Not to be changed."""
+    return build(mini, SMALL, tmp_path_factory.mktemp("cache") / "mini.h5")
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Runs a command in this process: `call(command, *arguments)` gives its exit code, stdout and stderr."""
+
+    def call(command, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            app.run(command)
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def gpt2_tokenizer():
+    """The real GPT-2 tokenizer, where it lies beside the repository."""
+    folder = Path(__file__).parents[2] / "shared" / "gpt2-tokenizer"
+    if not folder.is_dir():
+        pytest.skip("the GPT-2 tokenizer is not here")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)

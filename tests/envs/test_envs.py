@@ -1,0 +1,183 @@
+"""The game: the kernel against the rules written out, the VecEnv, the gymnasium Env, and the live game."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from helpers import table_cache
+from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
+
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.live import LiveEpisodes, LiveScores
+from mechrl.envs.single import HeadDiscoveryEnv
+from mechrl.envs.table import ScoreTable, default_picks
+from mechrl.envs.vec import HeadVecEnv
+from mechrl.errors import UsageError
+
+N_SITES = 6
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    damage = {name: rng.normal(size=(16, N_SITES)).astype(np.float32) for name in ("a", "b")}
+    control = rng.normal(size=(12, N_SITES)).astype(np.float32)
+    return table_cache(tmp_path_factory.mktemp("table") / "t.h5", damage, control, 2, 3, batch_size=2)
+
+
+@pytest.fixture
+def table(cache):
+    return ScoreTable.from_cache(cache, ["a", "b"], control_weight=0.5)
+
+
+def test_table_holds_batch_means(cache, table):
+    assert table.damage.shape == (12, N_SITES)
+    np.testing.assert_allclose(table.damage[6], cache.damage("b")[:2].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(table.control[1], cache.control_damage[2:4].mean(0), rtol=1e-5)
+
+
+def test_default_picks_are_35_percent():
+    assert (default_picks(144), default_picks(32), default_picks(1)) == (50, 11, 1)
+
+
+def test_kernel_follows_the_rules(table):
+    """Random picks, repeats among them, against the rules written out in plain Python."""
+    episodes = Episodes(table, 5, picks=4, drop_signal=0.5)
+    rng = np.random.default_rng(1)
+    for i in range(5):
+        episodes.seed(i, i)
+    repeats = 0
+    for _ in range(50):
+        for i in range(5):
+            episodes.draw(i)
+        tried = [{} for _ in range(5)]
+        for pick in range(4):
+            actions = rng.integers(0, N_SITES, 5)
+            looked = episodes.look(actions)
+            episodes.step(actions)
+            for i, site in enumerate(actions):
+                row, control = episodes.state.row[i], episodes.state.control[i]
+                score = table.damage[row, site] - np.float32(0.5) * table.control[control, site]
+                assert looked[i] == pytest.approx(score, abs=1e-6)
+                repeats += site in tried[i]
+                assert episodes.rewards[i] == pytest.approx(-1 if site in tried[i] else score, abs=1e-6)
+                tried[i][site] = score
+                signal, mask, scores = np.split(episodes.observation[i], [2, 2 + N_SITES])
+                task = episodes.state.task[i]
+                assert row // 6 == task
+                assert signal.tolist() in ([0, 0], [float(task == 0), float(task == 1)])
+                assert mask.tolist() == [float(s in tried[i]) for s in range(N_SITES)]
+                np.testing.assert_allclose(scores, [tried[i].get(s, 0) / 5 for s in range(N_SITES)], atol=1e-6)
+                assert episodes.untried[i].tolist() == [s not in tried[i] for s in range(N_SITES)]
+            assert episodes.dones.tolist() == [pick == 3] * 5
+    assert repeats > 100
+
+
+def test_draws_cover_all_batches_and_drop_the_signal_as_often_as_asked(table):
+    episodes = Episodes(table, 1, picks=2, drop_signal=0.25)
+    episodes.seed(0, 3)
+    rows, controls, told = set(), set(), 0
+    for _ in range(2000):
+        episodes.draw(0)
+        rows.add(int(episodes.state.row[0]))
+        controls.add(int(episodes.state.control[0]))
+        told += episodes.observation[0, :2].any()
+    assert rows == set(range(12))
+    assert controls == set(range(len(table.control)))
+    assert 1400 < told < 1600
+
+
+def test_a_task_that_is_not_among_the_signals_gives_none(cache):
+    episodes = Episodes(ScoreTable.from_cache(cache, ["b"]), 1, picks=2, signals=["a"])
+    episodes.start(0, 0, 1, 0)
+    assert episodes.observation[0, 0] == 0
+    assert episodes.observation.shape[1] == 1 + 2 * N_SITES
+
+
+def test_picks_are_checked(table):
+    for picks in (0, N_SITES + 1):
+        with pytest.raises(UsageError, match="between 1 and the 6 heads"):
+            Episodes(table, 1, picks)
+
+
+def rollout(env, seed):
+    env.seed(seed)
+    observations = [env.reset()]
+    for step in range(7):
+        observation, rewards, _, _ = env.step(np.full(3, step % N_SITES))
+        observations += [observation, rewards]
+    return np.concatenate([o.ravel() for o in observations])
+
+
+def test_vec_env_honours_seeds(table):
+    env = HeadVecEnv(Episodes(table, 3, picks=4))
+    first, again, other = rollout(env, 5), rollout(env, 5), rollout(env, 6)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_vec_env_hands_out_copies_and_terminal_observations(table):
+    env = HeadVecEnv(Episodes(table, 3, picks=2), seed=1)
+    start = env.reset()
+    assert env.has_attr("action_masks")
+    kept = start.copy()
+    first, rewards, dones, infos = env.step(np.array([0, 1, 2]))
+    np.testing.assert_array_equal(start, kept)
+    assert not dones.any()
+    assert infos == [{}, {}, {}]
+    masks = env.env_method("action_masks")
+    assert [m.tolist().index(False) for m in masks] == [0, 1, 2]
+    again, more_rewards, dones, infos = env.step(np.array([3, 4, 5]))
+    assert dones.all()
+    for i, info in enumerate(infos):
+        assert info["TimeLimit.truncated"] is False
+        assert info["terminal_observation"][2 : 2 + N_SITES].sum() == 2
+        assert info["episode"]["r"] == pytest.approx(rewards[i] + more_rewards[i])
+    assert again[:, 2:].sum() == 0, "finished episodes start anew"
+    assert np.array(env.env_method("action_masks", indices=[1])).all()
+    assert first[:, 2 : 2 + N_SITES].sum() == 3
+
+
+def test_gymnasium_env_passes_both_checkers(cache):
+    env = gymnasium.make("mechrl/HeadDiscovery-v0", cache=cache)
+    check_env(env.unwrapped)
+    check_env_of_sb3(env.unwrapped)
+
+
+def test_gymnasium_env_plays_the_chosen_episode(cache):
+    env = HeadDiscoveryEnv(cache, split="evaluation", picks=3)
+    _, info = env.reset(seed=0, options={"task": "b", "batch": 1, "control": 0})
+    assert info == {"task": "b", "batch": 1, "control": 0}
+    _, reward, terminated, truncated, _ = env.step(4)
+    expected = cache.batch_damage("b")[1, 4] - cache.batch_control()[0, 4]
+    assert reward == pytest.approx(expected, abs=1e-6)
+    assert not env.action_masks()[4]
+    assert env.step(4)[1] == -1
+    terminated = env.step(0)[2]
+    assert terminated
+    assert not truncated
+    for options in ({"task": "c"}, {"batch": 99}, {"tusk": "a"}):
+        with pytest.raises(UsageError):
+            env.reset(options=options)
+    with pytest.raises(UsageError, match="split must be"):
+        HeadDiscoveryEnv(cache, split="test")
+
+
+def test_live_and_lookup_give_the_same_rewards_over_whole_episodes(mini, small_cache):
+    tasks = ["induction", "ioi"]
+    table = ScoreTable.from_cache(small_cache, tasks, control_weight=0.7)
+    picks = default_picks(small_cache.n_sites)
+    lookup = HeadVecEnv(Episodes(table, 2, picks), seed=4)
+    scores = LiveScores(mini, small_cache, tasks)
+    live = HeadVecEnv(LiveEpisodes(scores, table, 2, picks), seed=4)
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(lookup.reset(), live.reset())
+    seen = []
+    for _ in range(picks):
+        actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in lookup.action_masks()])
+        one, other = lookup.step(actions), live.step(actions)
+        np.testing.assert_allclose(one[1], other[1], atol=1e-5)
+        np.testing.assert_allclose(one[0], other[0], atol=1e-5)
+        seen.append(one[1])
+    assert np.abs(seen).max() > 0.1
+    assert scores.passes >= 2 * 2 * picks, "the live game asks the model at every pick"

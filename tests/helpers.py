@@ -1,0 +1,109 @@
+"""Things made by hand for tests: caches with chosen numbers, models with random or planted weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from mechrl.ablation import MEASURES
+from mechrl.cache.files import write_content
+from mechrl.cache.format import Content
+from mechrl.cache.reader import Cache
+from mechrl.models import MINI
+
+
+def table_cache(
+    path: Path, damage: dict[str, np.ndarray], control: np.ndarray, n_layers: int, n_heads: int, batch_size: int = 1
+) -> Cache:
+    """A cache with these damages [prompt, site] and control damages [span, site]; the last quarter is evaluation."""
+
+    def split(n: int) -> np.ndarray:
+        batches = n // batch_size
+        return (np.arange(n) >= (batches - max(2, batches // 4)) * batch_size).astype(np.uint8)
+
+    arrays: dict[str, np.ndarray] = {
+        "/sites/kind": np.zeros(n_layers * n_heads, np.uint8),
+        "/sites/layer": np.repeat(np.arange(n_layers), n_heads).astype(np.int16),
+        "/sites/index": np.tile(np.arange(n_heads), n_layers).astype(np.int16),
+        "/control/tokens": np.ones((len(control), 5), np.int32),
+        "/control/split": split(len(control)),
+        "/control/clean": np.full(len(control), 2, np.float32),
+        "/control/ablated": (2 + control).astype(np.float32),
+    }
+    attributes = {
+        "/": {
+            "model": "by hand", "model_sha256": "0" * 64, "tokenizer_sha256": "0" * 64, "n_layers": n_layers,
+            "n_heads": n_heads, "ablation": "zero", "weight_processing": "none", "prepend_bos": True,
+            "dtype": "float32", "batch_size": batch_size, "seed": 0, "complete": True, "self_check_error": 0.0,
+            "control_source": "prose",
+            "task_order": json.dumps(list(damage)),
+        }
+    }  # fmt: skip
+    for task, values in damage.items():
+        n = len(values)
+        arrays |= {
+            f"/tasks/{task}/tokens": np.ones((n, 4), np.int32),
+            f"/tasks/{task}/length": np.full(n, 4, np.int32),
+            f"/tasks/{task}/answers": np.ones((n, 1), np.int32),
+            f"/tasks/{task}/wrongs": np.full((n, 1), 2, np.int32),
+            f"/tasks/{task}/group": np.arange(n, dtype=np.int32),
+            f"/tasks/{task}/split": split(n),
+        }
+        for measure in MEASURES:
+            arrays[f"/tasks/{task}/clean/{measure}"] = np.full(n, 4, np.float32)
+            arrays[f"/tasks/{task}/ablated/{measure}"] = (4 - values).astype(np.float32)
+        attributes[f"/tasks/{task}"] = {
+            "generator": task, "generator_version": 1, "generator_params": "{}", "does_task": True, "source": "by hand",
+        }  # fmt: skip
+    write_content(path, Content(arrays, attributes))
+    return Cache.open(path)
+
+
+def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Gives every parameter, biases and norms included, values that matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm_weight = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * noise if is_norm_weight else (0.3 if parameter.ndim == 1 else 0.15) * noise)
+    return model
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    """A model folder with the tokenizer of `mini`."""
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
+    return folder
+
+
+def planted_model(planted: dict[tuple[int, int], float], n_layers: int = 3, n_heads: int = 4) -> GPT2LMHeadModel:
+    """A model in which only the planted heads do anything: each adds its strength × how often a token has occurred.
+
+    Tokens 1 to 15 count. The embedding writes token t on axis t; a planted head attends to all positions alike, reads
+    the first 16 axes and writes them to axes 16 to 31, which the unembedding reads. So the model prefers a token of the
+    prompt to one that is not in it by what the planted heads add. Large constants on the last 16 axes keep the norms'
+    scale the same whatever the heads do; no other weight is different from zero.
+    """
+    width = 16 * n_heads
+    config = GPT2Config(
+        vocab_size=738, n_positions=64, n_embd=width, n_layer=n_layers, n_head=n_heads, tie_word_embeddings=False
+    )
+    model = GPT2LMHeadModel(config)
+    state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    for name in state:
+        if "ln_" in name and name.endswith("weight"):
+            state[name] += 1
+    eye = torch.eye(16)
+    state["transformer.wte.weight"][:16, :16] = eye
+    state["transformer.wte.weight"][:, -16:] = 50 * torch.tensor([1.0, -1.0]).repeat(8)
+    state["lm_head.weight"][:16, 16:32] = 1000 * eye
+    for (layer, head), strength in planted.items():
+        block = f"transformer.h.{layer}.attn"
+        of_head = slice(16 * head, 16 * head + 16)
+        state[f"{block}.c_attn.weight"][:16, 2 * width + 16 * head : 2 * width + 16 * head + 16] = eye
+        state[f"{block}.c_proj.weight"][of_head, 16:32] = strength * eye
+    model.load_state_dict(state)
+    return model
