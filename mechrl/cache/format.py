@@ -112,7 +112,7 @@ def check_content(content: Content) -> None:
     lengths: dict[str, int] = {"*site": n_sites}
     for path, array in content.arrays.items():
         _, dimensions = dataset_rule(path)
-        scope = "/".join(path.split("/")[:3])
+        scope = "/control" if path.startswith("/control/") else "/".join(path.split("/")[:3])
         for dimension, length in zip(dimensions, array.shape, strict=True):
             key = dimension if dimension.startswith("*") else f"{scope} {dimension}"
             if dimension and lengths.setdefault(key, length) != length:

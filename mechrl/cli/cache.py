@@ -42,12 +42,13 @@ def build(
     from mechrl.cache.build import BuildSettings
     from mechrl.cache.build import build as build_cache
     from mechrl.cache.files import check_writable
-    from mechrl.models import cache_name, load_model
+    from mechrl.models import cache_name, find_folder, load_model
     from mechrl.tasks.control import read_control
 
     batches = batches or (16 if model == "mini" else 64)
     if out is not None:
         check_writable(out)
+    find_folder(model, revision)
     source, text = read_control(control_text, generated=model == "mini")
     settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches or batches, source, ablation, seed)
     loaded = load_model(model, device=device, revision=revision)

@@ -1,0 +1,135 @@
+"""Building: by shards, resumable, the same every time."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import SMALL
+
+from mechrl.ablation import reference
+from mechrl.cache import build as build_module
+from mechrl.cache.build import BuildSettings, build, split_batches
+from mechrl.cache.files import manifest_path
+from mechrl.cache.intervals import bootstrap_means, interval
+from mechrl.cache.top import top_heads
+from mechrl.errors import FileError, MachineError, UsageError
+from mechrl.tasks import EVALUATION
+
+TINY = BuildSettings(tasks=("ioi",), batches=6, batch_size=2, control_batches=3)
+
+
+def test_the_last_quarter_and_at_least_two_batches_are_evaluation():
+    assert [split_batches(n) for n in (3, 4, 16, 64)] == [(1, 2), (2, 2), (12, 4), (48, 16)]
+
+
+def test_a_cache_holds_what_the_slow_reference_measures(mini, small_cache):
+    for task in ("induction", "ioi", "docstring"):
+        prompts = small_cache.prompts(task)[small_cache.in_split(task, EVALUATION)][:8]
+        rows = np.flatnonzero(small_cache.in_split(task, EVALUATION))[:8]
+        clean = reference.logit_diff(mini, prompts)
+        np.testing.assert_allclose(small_cache.clean(task)[rows], clean, atol=1e-4)
+        for site in (0, 3, 20, 47):
+            live = clean - reference.logit_diff(mini, prompts, site)
+            np.testing.assert_allclose(small_cache.damage(task)[rows, site], live, atol=1e-4)
+    assert np.abs(small_cache.damage("ioi")).max() > 1
+    assert small_cache.attributes["self_check_error"] <= 1e-5
+    assert small_cache.task_attributes("ioi")["does_task"]
+    assert small_cache.answer_overlap("ioi") == (0, len(set(small_cache.prompts("ioi").answers[16:].ravel())))
+
+
+def test_two_builds_are_the_same_cache(mini, small_cache, tmp_path):
+    again = build(mini, SMALL, tmp_path / "mini.h5")
+    assert again.sha256 == small_cache.sha256
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mini.h5", "mini.h5.json"]
+    assert json.loads(manifest_path(again.path).read_text())["content_sha256"] == again.sha256
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(mini, tmp_path):
+    whole = build(mini, TINY, tmp_path / "whole.h5")
+    out = tmp_path / "out.h5"
+
+    def stop(done, total):
+        if done == 8:  # of 9: the second shard of ioi is half done
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(mini, TINY, out, on_batches=stop)
+    assert not out.exists()
+    shards = {p: p.stat().st_mtime_ns for p in (tmp_path / "out.h5.build").glob("*.h5")}
+    assert len(shards) == 2
+    (tmp_path / "out.h5.build" / "ioi-00000.h5").write_bytes(b"damaged")
+    counted = []
+    again = build(mini, TINY, out, on_batches=lambda done, total: counted.append(done))
+    assert again.sha256 == whole.sha256
+    assert counted == [3, 4, 5, 6, 7, 8, 9], "control was kept, the damaged shard was not"
+    assert not (tmp_path / "out.h5.build").exists()
+
+
+def test_a_build_with_other_settings_is_refused_with_the_difference(mini, tmp_path, monkeypatch):
+    out = tmp_path / "out.h5"
+    monkeypatch.setattr(build_module, "merge", lambda shards: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(mini, TINY, out)
+    with pytest.raises(FileError, match="seed 0 → 1"):
+        build(mini, BuildSettings(tasks=("ioi",), batches=6, batch_size=2, control_batches=3, seed=1), out)
+
+
+def test_a_number_that_is_not_finite_names_task_and_batch(mini, tmp_path, monkeypatch):
+    def broken(self, prompts):
+        raise MachineError("nan on prompt 3 of the batch with head 0.1 ablated")
+
+    monkeypatch.setattr("mechrl.ablation.sweep.Sweep.task", broken)
+    with pytest.raises(MachineError, match="ioi, batch 0: nan on prompt 3 .* head 0.1"):
+        build(mini, TINY, tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tasks": ("iou",)}, "Did you mean 'ioi'"),
+        ({"tasks": ()}, "one or more tasks"),
+        ({"tasks": ("ioi", "ioi")}, "each once"),
+        ({"batches": 2}, "--batches must be at least 3"),
+        ({"control_batches": 0}, "--control-batches"),
+        ({"batch_size": 0}, "--batch-size"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        BuildSettings(**settings)
+
+
+def test_text_longer_than_the_context_is_refused(mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(mini), "n_ctx", property(lambda self: 30))
+    with pytest.raises(UsageError, match="control text has 61 tokens in a sequence and 'mini' takes 30"):
+        build(mini, TINY, tmp_path / "out.h5")
+
+
+def test_bootstrap_agrees_with_scipy_when_every_row_is_a_group():
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(0).exponential(size=(60, 1))
+    low, high = interval(bootstrap_means(values, np.arange(60)))
+    theirs = stats.bootstrap((values[:, 0],), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
+    assert low[0] == pytest.approx(theirs.low, abs=0.03)
+    assert high[0] == pytest.approx(theirs.high, abs=0.03)
+
+
+def test_bootstrap_keeps_groups_together():
+    values = np.repeat(np.random.default_rng(0).normal(size=10), 50)[:, None]
+    together = interval(bootstrap_means(values, np.repeat(np.arange(10), 50)))
+    apart = interval(bootstrap_means(values, np.arange(500)))
+    assert together[1] - together[0] > 4 * (apart[1] - apart[0])
+
+
+def test_top_heads_are_sorted_and_carry_intervals(small_cache):
+    for by, key in (
+        ("score", lambda h: h.score[0]),
+        ("damage", lambda h: h.damage[0]),
+        ("abs", lambda h: abs(h.score[0])),
+    ):
+        heads = top_heads(small_cache, "ioi", by, 48)
+        assert [key(h) for h in heads] == sorted((key(h) for h in heads), reverse=True)
+        for head in heads:
+            for mean, low, high in (head.damage, head.control, head.score):
+                assert low <= mean <= high
+            assert head.score[0] == pytest.approx(head.damage[0] - head.control[0], abs=1e-5)

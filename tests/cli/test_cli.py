@@ -1,0 +1,201 @@
+"""The command line: what it imports, prints and ends with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mechrl.cli.cache import cache as cache_command
+from mechrl.cli.main import mechrl as umbrella
+from mechrl.cli.train import train as train_command
+from mechrl.cli.verify import verify as verify_command
+from mechrl.models import MINI
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "stable_baselines3",
+    "numba",
+    "h5py",
+    "numpy",
+    "matplotlib",
+    "rich",
+)
+SIZES = ("--batches", 3, "--batch-size", 4, "--device", "cpu")
+
+
+def modules_after(code: str, cwd) -> set[str]:
+    """The top-level modules that are loaded once some code has run in a process of its own."""
+    code += "\nimport sys; print('\\n'.join({name.partition('.')[0] for name in sys.modules}))"
+    return set(
+        subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+@pytest.mark.parametrize("command", ["main:mechrl", "cache:cache", "train:train", "verify:verify"])
+def test_help_imports_only_click(command, tmp_path):
+    module, name = command.split(":")
+    code = f"from mechrl.cli.{module} import {name} as c\ntry: c.main(['--help'])\nexcept SystemExit as e: assert e.code == 0"
+    assert not modules_after(code, tmp_path) & set(HEAVY)
+
+
+def test_training_and_reading_a_cache_import_neither_transformer_lens_nor_transformers(small_cache, tmp_path):
+    code = f"""
+import sys
+from mechrl.cli import app
+from mechrl.cli.train import train
+from mechrl.cli.cache import cache
+for command, flags in (
+    (train, ['--from-cache', {str(small_cache.path)!r}, '--steps', '2000', '--out', 'c.zip']),
+    (cache, ['top', {str(small_cache.path)!r}]),
+):
+    sys.argv = ['command', *flags]
+    try: app.run(command)
+    except SystemExit as e: assert e.code == 0
+"""
+    loaded = modules_after(code, tmp_path)
+    assert "torch" in loaded
+    assert not loaded & {"transformers", "transformer_lens"}
+
+
+def test_the_whole_pipeline_by_its_commands(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(cache_command, "build", *SIZES)
+    assert code == 0
+    assert "--model gpt2" in err.splitlines()[0]
+    assert "induction" in out
+    for arguments in (["info"], ["validate"], ["top", "-n", "3", "--by", "abs"]):
+        assert call(cache_command, *arguments)[0] == 0
+    top = json.loads(call(cache_command, "top", "--json", "--task", "ioi")[1])
+    assert len(top["ioi"]) == 10
+    assert json.loads(call(cache_command, "info", "--json")[1])["n_heads"] == 8
+
+    code, out, err = call(train_command, "--steps", 5000)
+    assert code == 0
+    assert "docstring (held out)" in out
+    trained = json.loads(call(train_command, "--steps", 5000, "--json", "--out", "other.zip")[1])
+    assert set(trained["docstring"]) == {"agent, no task signal", "random", "static order"}
+
+    code, out, _ = call(verify_command, "--fresh-batches", 2, "--top", 1, "--json", "--plan-k", 2)
+    found = json.loads(out)
+    assert code == (0 if found["confirmed"] else 3)
+    assert found["cache_equals_model"]
+    assert set(found["tasks"]) == {"induction", "ioi", "docstring"}
+    assert call(umbrella, "report", "-o", "heat.png")[0] == 0
+    assert (tmp_path / "heat.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+        "checkpoint.zip", "heat.png", "mini.h5", "mini.h5.json", "other.zip",
+    ]  # fmt: skip
+
+
+def test_live_training_counts_its_passes(call, small_cache, tmp_path):
+    flags = (
+        "--from-cache",
+        small_cache.path,
+        "--picks",
+        1,
+        "--steps",
+        64,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "c.zip",
+    )
+    code, _, err = call(train_command, "--live", *flags)
+    assert code == 0
+    # 64 picks, two passes each, and a clean one for each batch that came up: 2 + 2 of the tasks, 2 of control at most.
+    passes = int(err.split(" passes of the model")[0].split()[-1])
+    assert 128 < passes <= 128 + 6
+
+
+def test_the_paper_preset_runs(call, small_cache, tmp_path):
+    code, _, _ = call(train_command, "--from-cache", small_cache.path, "--preset", "paper", "--steps", 200, "--plan-k", 2,
+                      "--out", tmp_path / "c.zip")  # fmt: skip
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "message"),
+    [
+        (train_command, ["--from-cache", "nowhere.h5"], 2, "mechrl-cache build"),
+        (train_command, [], 2, "there is no cache at cache/mini.h5; mechrl-cache build makes one"),
+        (train_command, ["--from-cache", "CACHE", "--tasks", "iou"], 2, "Did you mean 'ioi'"),
+        (train_command, ["--from-cache", "CACHE", "--hold-out", "ioi"], 2, "--hold-out none of them"),
+        (train_command, ["--from-cache", "CACHE", "--picks", "49"], 2, "48 heads, not 49"),
+        (train_command, ["--from-cache", "CACHE", "--out", "CACHE/x.zip"], 1, "cannot write"),
+        (train_command, ["--from-cache", "text.h5"], 4, "not a mechrl cache"),
+        (train_command, ["--from-cache", "CACHE", "--live", "--model", "./nope"], 2, "no config.json there"),
+        (cache_command, ["build", "--tasks", "docstrin"], 2, "Did you mean 'docstring'"),
+        (cache_command, ["build", "--model", "./nope"], 2, "no config.json there"),
+        (cache_command, ["build", "--model", "empty"], 2, "no weights"),
+        (cache_command, ["build", "--model", "gpt2-nobody-has", "--control-text", "prose.txt"], 1, "--model mini"),
+        (cache_command, ["build", "--model", "MINI"], 1, "--control-text FILE"),
+        (cache_command, ["build", "--out", "text.h5/x.h5"], 1, "cannot write"),
+        (cache_command, ["build", "--batches", "2"], 2, "at least 3"),
+        (cache_command, ["build", "--ablation", "mean"], 2, "mean"),
+        (cache_command, ["build", "--device", "tpu"], 2, "unknown device"),
+        (cache_command, ["top", "CACHE", "--task", "iou"], 2, "Did you mean 'ioi'"),
+        (cache_command, ["info", "nowhere.h5"], 2, "no such file"),
+        (cache_command, ["validate", "text.h5"], 4, "not a mechrl cache"),
+        (verify_command, ["nowhere.zip"], 2, "no such checkpoint"),
+        (verify_command, ["text.h5"], 4, "not a checkpoint"),
+        (umbrella, ["report", "CACHE", "-o", "x.txt"], 2, ".png"),
+        (umbrella, ["no-such-command"], 2, "no-such-command"),
+    ],
+)
+def test_wrong_input_gets_one_message_and_its_exit_code(
+    call, small_cache, tmp_path, monkeypatch, command, arguments, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.h5").write_text("hello")
+    (tmp_path / "prose.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text((MINI / "config.json").read_text())
+    before = sorted(tmp_path.rglob("*"))
+    ended, out, err = call(
+        command, *(a.replace("CACHE", str(small_cache.path)).replace("MINI", str(MINI)) for a in arguments)
+    )
+    assert ended == code
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.name != "cache"] == []
+
+
+def test_a_task_that_the_model_cannot_do_is_warned_of_and_recorded(call, tmp_path, mini, monkeypatch):
+    """Answers and wrongs exchanged: the clean logit difference is negative."""
+    from mechrl.tasks import TASKS
+    from mechrl.tasks.base import Example, Task
+
+    draw = TASKS["ioi"].draw
+
+    def exchanged(rng, pools):
+        example = draw(rng, pools)
+        return Example(example.context, example.wrongs, example.answers, example.group)
+
+    monkeypatch.setitem(TASKS, "ioi", Task("ioi", "", TASKS["ioi"].pools, exchanged))
+    out_path = tmp_path / "x.h5"
+    code, _, err = call(cache_command, "build", *SIZES, "--tasks", "ioi", "--out", out_path)
+    assert code == 0
+    assert "WARNING: the model does not do ioi" in err
+    assert json.loads(call(cache_command, "info", out_path, "--json")[1])["tasks"]["ioi"]["does_task"] is False
+
+
+def test_an_interrupt_ends_with_130_and_leaves_nothing_half_written(tmp_path):
+    command = [sys.executable, "-m", "mechrl.cli.main", "cache", "build", "--device", "cpu", "--out", "x.h5"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("x.h5.build/control-*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "x.h5").exists()
+    assert not list(tmp_path.rglob("*.tmp"))

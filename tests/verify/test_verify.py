@@ -1,0 +1,159 @@
+"""Verification on `mini`: what it confirms and what it does not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mechrl.agents.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
+from mechrl.agents.ppo import PRESETS, train
+from mechrl.agents.protocol import Evaluation
+from mechrl.cache.files import read_content, write_content
+from mechrl.cache.format import Content
+from mechrl.cache.reader import Cache
+from mechrl.cli.verify import verify as verify_command
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.table import ScoreTable
+from mechrl.errors import FileError
+from mechrl.tasks import EVALUATION
+from mechrl.verify.replay import check_fits, fresh_prompts, top_heads, verify
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_cache, tmp_path_factory):
+    """A checkpoint of an agent trained for a second on induction and IOI."""
+    tasks, picks = ["induction", "ioi"], 16
+    preset = PRESETS["default"]
+    ppo = train(Episodes(ScoreTable.from_cache(small_cache, tasks), preset.n_envs, picks), preset, steps=10_000)
+    a = small_cache.attributes
+    note = CheckpointNote(
+        tasks, ["docstring"], picks, 1.0, 5.0, -1.0, 1, "default", [64, 64], 0, ppo.num_timesteps, 6, 8, a["model"],
+        a["model_sha256"], a["ablation"], a["weight_processing"], small_cache.sha256,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.zip"
+    save_checkpoint(ppo, note, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(mini, small_cache, checkpoint):
+    policy, note = load_checkpoint(checkpoint)
+    return verify(mini, small_cache, policy, note, top=1, fresh_batches=8)
+
+
+def altered(cache: Cache, path, change) -> Cache:
+    """A copy of a cache whose damages were altered and which was sealed again."""
+    content = read_content(cache.path)
+    arrays = {**content.arrays}
+    for name in list(arrays):
+        if "/ablated" in name:
+            arrays[name] = change(name, arrays[name].copy())
+    write_content(path, Content(arrays, content.attributes))
+    return Cache.open(path)
+
+
+def test_an_honest_cache_is_confirmed(result, small_cache):
+    assert result.confirmed
+    assert result.replayed
+    for task in result.tasks:
+        assert task.spot_difference < 1e-4
+        for head in task.heads:
+            assert head.difference < 1e-4
+            assert head.live == pytest.approx(head.cached, abs=1e-4)
+            assert head.fresh_low <= head.fresh <= head.fresh_high
+            scores = small_cache.scores(task.task, EVALUATION)
+            assert head.rank == 1 + int((scores > scores[small_cache.site(head.head)]).sum())
+    assert [task.heads[0].rank for task in result.tasks[:2]] == [1, 1]
+    assert [task.trained for task in result.tasks] == [True, True, False]
+
+
+def test_heads_without_an_effect_are_not_confirmed(mini, small_cache, checkpoint, monkeypatch):
+    """The worst heads in place of the picked ones."""
+    worst = np.argsort(small_cache.scores("ioi"))[:2]
+    monkeypatch.setattr("mechrl.verify.replay.top_heads", lambda evaluation, top: worst)
+    policy, note = load_checkpoint(checkpoint)
+    failed = verify(mini, small_cache, policy, replace(note, tasks=note.tasks), top=2, fresh_batches=2)
+    assert failed.replayed
+    assert not failed.confirmed
+    assert not any(head.confirmed for head in failed.tasks[1].heads)
+
+
+def one_head(name, values):
+    """Makes a head look important that is not, on the prompts of every task."""
+    if name.endswith("logit_diff"):
+        values[:, 40] -= 20
+    return values
+
+
+def held_out_only(name, values):
+    return values + 0.5 if name == "/tasks/docstring/ablated/logit_diff" else values
+
+
+def a_head_nobody_picks(name, values):
+    """Hides the best head of induction."""
+    if name == "/tasks/induction/ablated/logit_diff":
+        values[:, 3] += 30
+    return values
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda name, values: values * 0.9, one_head, held_out_only, a_head_nobody_picks],
+    ids=["all numbers", "one head", "held-out task", "a head nobody picks"],
+)
+def test_an_altered_and_resealed_cache_is_not_confirmed(mini, small_cache, checkpoint, tmp_path, change):
+    lying = altered(small_cache, tmp_path / "lying.h5", change)
+    policy, note = load_checkpoint(checkpoint)
+    found = verify(mini, lying, policy, note, top=2, fresh_batches=2)
+    assert not found.replayed
+    assert not found.confirmed
+
+
+def test_the_command_ends_with_0_3_and_4(small_cache, checkpoint, tmp_path, call):
+    flags = ("--fresh-batches", 8, "--top", 1, "--device", "cpu")
+    code, out, _ = call(verify_command, checkpoint, "--cache", small_cache.path, *flags)
+    assert code == 0
+    assert "CONFIRMED" in out
+    lying = altered(small_cache, tmp_path / "lying.h5", lambda name, values: values * 0.9)
+    code, out, err = call(verify_command, checkpoint, "--cache", lying.path, *flags)
+    assert code == 3
+    assert "NOT CONFIRMED" in out
+    assert "not the very cache" in err
+    changed = bytearray(lying.path.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    lying.path.write_bytes(changed)
+    code, _, err = call(verify_command, checkpoint, "--cache", lying.path)
+    assert code == 4
+    assert "was changed" in err
+
+
+def test_a_cache_of_another_model_is_refused(small_cache, checkpoint, tmp_path):
+    _, note = load_checkpoint(checkpoint)
+    check_fits(small_cache, note)
+    with pytest.raises(FileError, match="its model is ffff"):
+        check_fits(small_cache, replace(note, model_sha256="f" * 64))
+    with pytest.raises(FileError, match="its ablation is mean"):
+        check_fits(small_cache, replace(note, ablation="mean"))
+    with pytest.raises(FileError, match="built from another model"):
+        check_fits(small_cache, note, "f" * 64)
+
+
+def test_fresh_prompts_are_not_in_the_cache(mini, small_cache):
+    for task in small_cache.tasks:
+        fresh, old = fresh_prompts(mini, small_cache, task, 64), small_cache.prompts(task)
+        assert len(fresh) == 64
+        assert not {r.tobytes() for r in fresh.tokens} & {r[: fresh.tokens.shape[1]].tobytes() for r in old.tokens}
+
+
+def test_top_heads_are_those_most_often_best():
+    """Head 1 is best twice, head 0 once; head 2 has the higher mean of the others."""
+    evaluation = Evaluation(
+        "t",
+        picked=np.array([[0, 1, 2], [1, 2, 3], [1, 0, 3]]),
+        seen=np.array([[9, 1, 8], [5, 4, 0], [3, 2, 1]], np.float32),
+        runs=np.zeros((3, 3)),
+        scores=np.zeros((3, 5)),
+        true_scores=np.zeros((3, 5)),
+    )
+    assert top_heads(evaluation, 3).tolist() == [1, 0, 2]
+    assert top_heads(evaluation, 9).tolist() == [1, 0, 2, 3], "only heads that were picked"
