@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mechrl.errors import MachineError, UsageError, unknown_name
-from mechrl.tasks.vocabulary import Vocabulary
+from mechrl.vocabulary import Vocabulary
 
 MINI = Path(__file__).parent / "mini"
 HUB_SECONDS = 10

@@ -36,9 +36,7 @@ def write_whole(
     :raises MachineError: the folder cannot be written to; nothing is left behind.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             write(temporary)
             _sync(temporary)

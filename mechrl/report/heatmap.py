@@ -39,8 +39,9 @@ def _figure(panels: Mapping[str, np.ndarray], cache: Cache) -> Figure:
         axes = figure.add_subplot(rows, columns, i + 1)
         image = axes.imshow(grid, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
         axes.set(title=title, xlabel="head", ylabel="layer", xticks=range(cache.n_heads), yticks=range(cache.n_layers))
-        for (layer, head), value in np.ndenumerate(grid):
+        digits = 2 if limit > 0.5 else 3
+        for (layer, head), value in np.ndenumerate(np.round(grid, digits) + 0.0):
             colour = "white" if abs(value) > 0.6 * limit else "black"
-            axes.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
+            axes.text(head, layer, f"{value:.{digits}f}", ha="center", va="center", fontsize=6.5, color=colour)
         figure.colorbar(image, ax=axes)
     return figure

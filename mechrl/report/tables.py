@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -14,22 +15,24 @@ from mechrl.verify.replay import TaskResult
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
     """A table on stdout, numbers to the right; cut off only by the width of a real terminal."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    table = Table(
-        title=title or None, caption=caption or None, title_justify="left", caption_justify="left", title_style="bold"
-    )
+    table = Table(box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) or str(row[i])[:1] in "+-0123456789" for row in rows)
         table.add_column(column, justify="right" if numeric and rows else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console.print(title, style="bold")
     console.print(table)
+    if caption:
+        console.print(f"  {caption}\n", style="dim")
 
 
 def search_rows(evaluations: Sequence[tuple[str, Evaluation]]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of a table of methods, from (method, evaluation) pairs of one task."""
     summaries = [(name, evaluation.summary()) for name, evaluation in evaluations]
     columns = list(summaries[0][1])
-    return ["method", *columns], [[name, *(s[c] for c in columns)] for name, s in summaries]
+    headers = [column.replace("ratio@", "ratio\nafter ").replace(" after ", "\nafter ") for column in columns]
+    return ["method", *headers], [[name, *(s[c] for c in columns)] for name, s in summaries]
 
 
 def verification_rows(result: TaskResult) -> tuple[list[str], list[list[Any]]]:

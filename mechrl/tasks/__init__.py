@@ -5,7 +5,7 @@ from mechrl.tasks.base import EVALUATION, TRAIN, Prompts, Task, generate, join, 
 from mechrl.tasks.docstring import docstring
 from mechrl.tasks.induction import induction, induction_matched
 from mechrl.tasks.ioi import ioi
-from mechrl.tasks.vocabulary import Vocabulary
+from mechrl.vocabulary import Vocabulary
 
 TASKS = {task.name: task for task in (induction, induction_matched, ioi, docstring)}
 

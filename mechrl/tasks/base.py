@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import RandomState
 
 from mechrl.errors import UsageError
-from mechrl.tasks.vocabulary import Vocabulary
+from mechrl.vocabulary import Vocabulary
 
 TRAIN, EVALUATION = 0, 1
 

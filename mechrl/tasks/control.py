@@ -11,7 +11,7 @@ from numpy.random import RandomState
 from mechrl.errors import MachineError, UsageError
 from mechrl.tasks.base import TRAIN
 from mechrl.tasks.prose import prose
-from mechrl.tasks.vocabulary import Vocabulary
+from mechrl.vocabulary import Vocabulary
 
 SPAN = 60  # tokens of text in a span, as in arXiv 2605.26343; BOS comes on top
 HUB_SECONDS = 10

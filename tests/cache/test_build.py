@@ -79,7 +79,7 @@ def test_a_number_that_is_not_finite_names_task_and_batch(mini, tmp_path, monkey
         raise MachineError("nan on prompt 3 of the batch with head 0.1 ablated")
 
     monkeypatch.setattr("mechrl.ablation.sweep.Sweep.task", broken)
-    with pytest.raises(MachineError, match="ioi, batch 0: nan on prompt 3 .* head 0.1"):
+    with pytest.raises(MachineError, match=r"ioi, batch 0: nan on prompt 3 .* head 0.1"):
         build(mini, TINY, tmp_path / "out.h5")
 
 
