@@ -28,7 +28,7 @@ def mini() -> Model:
 @pytest.fixture(scope="session")
 def small_cache(mini: Model, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """A cache of `mini` with few prompts. Not to be changed."""
-    return build(mini, SMALL, tmp_path_factory.mktemp("cache") / "mini.h5")
+    return Cache.open(build(mini, SMALL, tmp_path_factory.mktemp("cache") / "mini.h5"))
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""Building a cache: prompts, self-check, one shard after another into `<out>.build/`, and the merge."""
+"""Building a cache: prompts, self-check, one piece after another into `<out>.build/`, and the merge."""
 
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 import mechrl
 from mechrl.ablation import Ablation
 from mechrl.ablation.sweep import Sweep
-from mechrl.cache.files import read_content, write_content, write_whole
+from mechrl.cache.files import read_content, write_content
 from mechrl.cache.format import Content
-from mechrl.cache.merge import merge
-from mechrl.cache.reader import Cache
+from mechrl.cache.merge import Piece, join_parts, merge, pieces_of
+from mechrl.cache.workspace import workspace
 from mechrl.errors import FileError, MachineError, MechrlError, UsageError
 from mechrl.models import WEIGHT_PROCESSING, Model
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, usable_pools
@@ -66,82 +65,133 @@ def split_batches(batches: int) -> tuple[int, int]:
     return batches - evaluation, evaluation
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a build sweeps: the prompts of each task, control spans, and the attributes that describe them."""
+
+    prompts: dict[str, Prompts]
+    control_tokens: np.ndarray
+    control_split: np.ndarray
+    attributes: dict[str, dict[str, Any]]
+
+    def rows(self, name: str) -> int:
+        """How many prompts a task has, or how many control spans there are."""
+        return len(self.control_tokens if name == "control" else self.prompts[name])
+
+
+def prepare(model: Model, settings: BuildSettings, control_text: str | None = None) -> Material:
+    """Draw all prompts and control spans of a build.
+
+    :param control_text: the text that `settings.control_source` stands for; None for generated prose.
+    :raises UsageError: a task or the control text does not fit the model's tokenizer or context.
+    """
+    prompts, attributes = {}, {}
+    for name in settings.tasks:
+        prompts[name], attributes[f"/tasks/{name}"] = make_prompts(model, name, settings)
+    n_train, n_evaluation = (n * settings.batch_size for n in split_batches(settings.control_batches))
+    tokens = np.concatenate(
+        [
+            control_spans(model.vocabulary, control_text, n, split, settings.seed)
+            for split, n in ((TRAIN, n_train), (EVALUATION, n_evaluation))
+        ]
+    )
+    _check_length(model, "control text", tokens.shape[1])
+    split = np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [n_train, n_evaluation])
+    return Material(prompts, tokens, split, attributes)
+
+
+def plan(settings: BuildSettings, material: Material, shard: tuple[int, int] = (1, 1)) -> list[Piece]:
+    """The pieces of a build, or those of its `shard` = (i, n), in the order in which they are swept."""
+    step = SHARD_BATCHES * settings.batch_size
+    pieces = [
+        Piece(name, first, min(step, material.rows(name) - first))
+        for name in ("control", *settings.tasks)
+        for first in range(0, material.rows(name), step)
+    ]
+    return pieces[shard[0] - 1 :: shard[1]]
+
+
 def build(
     model: Model,
     settings: BuildSettings,
     out: Path,
     control_text: str | None = None,
+    shard: tuple[int, int] = (1, 1),
     on_batches: Callable[[int, int], None] = lambda done, total: None,
-) -> Cache:
-    """Sweep every head on every prompt and write the cache to `out`.
+) -> Path:
+    """Sweep every head on every prompt and write the cache, or one shard of it, to `out`.
 
-    Shards that an interrupted build with the same settings left in `<out>.build/` are kept.
+    Pieces that an interrupted build with the same settings left in `<out>.build/` are kept.
 
     :param control_text: the text that `settings.control_source` stands for; None for generated prose.
+    :param shard: (i, n) for the i-th of n parts, counted from 1; `merge` joins the parts.
     :param on_batches: called with the batches done and their total.
-    :raises UsageError: a task does not fit the model's tokenizer or context.
+    :raises UsageError: a task does not fit the model, or another build of the same file is running.
     :raises MachineError: a number is not finite, the self-check fails, the disk is full or not writable.
     :raises FileError: `<out>.build/` belongs to a build with other settings.
     """
-    prompts, tasks = {}, {}
-    for name in settings.tasks:
-        prompts[name], tasks[name] = make_prompts(model, name, settings)
-    n_train, n_evaluation = (n * settings.batch_size for n in split_batches(settings.control_batches))
-    spans = [
-        control_spans(model.vocabulary, control_text, n, split, settings.seed)
-        for split, n in ((TRAIN, n_train), (EVALUATION, n_evaluation))
-    ]
-    control = np.concatenate(spans), np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [n_train, n_evaluation])
-    _check_length(model, "control text", control[0].shape[1])
-
+    material = prepare(model, settings, control_text)
+    pieces = plan(settings, material, shard)
+    if not pieces:
+        raise UsageError(
+            f"shard {shard[0]}/{shard[1]} would be empty: use at most {len(plan(settings, material))} shards"
+        )
     sweep = Sweep(model)
-    root = _root_attributes(model, settings, sweep)
-    root["self_check_error"] = sweep.self_check(prompts[settings.tasks[0]])
-    folder = out.with_name(out.name + ".build")
-    _claim(folder, {"model_sha256": model.sha256, "tokenizer_sha256": model.tokenizer_sha256, **asdict(settings)})
-
-    plan: list[tuple[str, int]] = [
-        (name, first)
-        for name in ("control", *settings.tasks)
-        for first in range(0, _batches(settings, name), SHARD_BATCHES)
-    ]
-    total = sum(_batches(settings, name) for name in ("control", *settings.tasks))
-    done = 0
-    shards = []
-    for name, first in plan:
-        path = folder / f"{name}-{first:05}.h5"
-        batches = range(first, min(first + SHARD_BATCHES, _batches(settings, name)))
-        shard = _finished(path)
-        if shard is None:
-            arrays: dict[str, list[np.ndarray]] = {}
-            for batch in batches:
-                rows = slice(batch * settings.batch_size, (batch + 1) * settings.batch_size)
-                try:
-                    columns = (
-                        _control_columns(sweep, control[0][rows], control[1][rows])
-                        if name == "control"
-                        else _task_columns(sweep, name, prompts[name][rows])
-                    )
-                except MachineError as error:
-                    raise MachineError(f"{name}, batch {batch}: {error}") from error
-                for key, array in columns.items():
-                    arrays.setdefault(key, []).append(array)
-                done += 1
+    identity = {
+        "mechrl_version": mechrl.__version__,
+        "model_sha256": model.sha256,
+        "tokenizer_sha256": model.tokenizer_sha256,
+        "device": model.device.type,
+        **asdict(settings),
+        "shard": list(shard),
+    }
+    with workspace(out, identity) as folder:
+        root = _root_attributes(model, settings, sweep)
+        root["self_check_error"] = sweep.self_check(material.prompts[settings.tasks[0]])
+        rows = {name: material.rows(name) for name in ("control", *settings.tasks)}
+        total = sum(piece.rows for piece in pieces) // settings.batch_size
+        done = 0
+        parts = []
+        for piece in pieces:
+            path = folder / f"{piece.name}-{piece.first_row:07}.h5"
+            part = _finished(path)
+            if part is None:
+                columns: dict[str, list[np.ndarray]] = {}
+                for first in range(piece.first_row, piece.first_row + piece.rows, settings.batch_size):
+                    batch = slice(first, first + settings.batch_size)
+                    for key, array in _sweep_batch(sweep, material, piece.name, batch).items():
+                        columns.setdefault(key, []).append(array)
+                    done += 1
+                    on_batches(done, total)
+                note = json.dumps({"pieces": [piece], "rows": rows})
+                attributes = {"/": {**root, "complete": False, "shard": note}}
+                if piece.name != "control":
+                    attributes[f"/tasks/{piece.name}"] = material.attributes[f"/tasks/{piece.name}"]
+                joined = {key: np.concatenate(arrays) for key, arrays in columns.items()}
+                part = write_content(path, Content(joined, attributes), manifest=False)
+            else:
+                done += piece.rows // settings.batch_size
                 on_batches(done, total)
-            joined = {key: np.concatenate(parts) for key, parts in arrays.items()}
-            place = {"name": name, "first_row": first * settings.batch_size}
-            attributes = {"/": {**root, "complete": False, "shard": json.dumps(place)}}
-            if name != "control":
-                attributes[f"/tasks/{name}"] = tasks[name]
-            shard = write_content(path, Content(joined, attributes), manifest=False)
-        else:
-            done += len(batches)
-            on_batches(done, total)
-        shards.append(shard)
-    content = merge(shards)
-    write_content(out, content)
-    shutil.rmtree(folder, ignore_errors=True)
-    return Cache.open(out)
+            parts.append(part)
+        write_content(out, merge(parts) if shard[1] == 1 else join_parts(parts))
+    return out
+
+
+def merge_files(out: Path, parts: Sequence[Path]) -> None:
+    """Join parts that `build` wrote with `shard` into the finished cache.
+
+    :raises UsageError: no such file.
+    :raises FileError: a part is damaged, missing, there twice, or of another build.
+    """
+    contents = []
+    for path in parts:
+        content = read_content(path)
+        try:
+            pieces_of(content)
+        except FileError as error:
+            raise FileError(f"{path}: {error}") from error
+        contents.append(content)
+    write_content(out, merge(contents))
 
 
 def make_prompts(model: Model, name: str, settings: BuildSettings) -> tuple[Prompts, dict[str, Any]]:
@@ -170,20 +220,22 @@ def _check_length(model: Model, what: str, length: int) -> None:
         raise UsageError(f"{what} has {length} tokens in a sequence and {model.name!r} takes {model.n_ctx} at most")
 
 
-def _batches(settings: BuildSettings, name: str) -> int:
-    return settings.control_batches if name == "control" else settings.batches
-
-
-def _task_columns(sweep: Sweep, name: str, prompts: Prompts) -> dict[str, np.ndarray]:
-    clean, ablated = sweep.task(prompts)
-    columns = {f"/tasks/{name}/{key}": column for key, column in vars(prompts).items()}
-    columns |= {f"/tasks/{name}/clean/{measure}": values for measure, values in clean.items()}
-    return columns | {f"/tasks/{name}/ablated/{measure}": values for measure, values in ablated.items()}
-
-
-def _control_columns(sweep: Sweep, tokens: np.ndarray, split: np.ndarray) -> dict[str, np.ndarray]:
-    clean, ablated = sweep.control(tokens)
-    return {"/control/tokens": tokens, "/control/split": split, "/control/clean": clean, "/control/ablated": ablated}
+def _sweep_batch(sweep: Sweep, material: Material, name: str, rows: slice) -> dict[str, np.ndarray]:
+    """The columns of one batch of a task, or of control, by their paths."""
+    try:
+        if name == "control":
+            tokens, split = material.control_tokens[rows], material.control_split[rows]
+            clean_loss, ablated_loss = sweep.control(tokens)
+            columns = {"tokens": tokens, "split": split, "clean": clean_loss, "ablated": ablated_loss}
+            return {f"/control/{key}": array for key, array in columns.items()}
+        prompts = material.prompts[name][rows]
+        clean, ablated = sweep.task(prompts)
+    except MachineError as error:
+        raise MachineError(f"{name}, rows {rows.start} to {rows.stop - 1}: {error}") from error
+    columns = {**vars(prompts)}
+    columns |= {f"clean/{measure}": values for measure, values in clean.items()}
+    columns |= {f"ablated/{measure}": values for measure, values in ablated.items()}
+    return {f"/tasks/{name}/{key}": array for key, array in columns.items()}
 
 
 def _root_attributes(model: Model, settings: BuildSettings, sweep: Sweep) -> dict[str, Any]:
@@ -208,32 +260,6 @@ def _root_attributes(model: Model, settings: BuildSettings, sweep: Sweep) -> dic
         "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
         "task_order": json.dumps(list(settings.tasks)),
     }
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the build folder, or finds the one that an interrupted build with the same settings left.
-
-    :raises FileError: the settings differ; the message names the difference.
-    :raises MachineError: the folder cannot be made.
-    """
-    note = folder / "build.json"
-    text = json.dumps({"mechrl_version": mechrl.__version__, **settings}, indent=1)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"cannot write {folder}: {error.strerror}") from error
-    if note.is_file() and note.read_text() != text:
-        try:
-            before = json.loads(note.read_text())
-        except ValueError:
-            before = {}
-        now = json.loads(text)
-        differing = [f"{key} {before.get(key)!r} → {now[key]!r}" for key in now if before.get(key) != now[key]]
-        raise FileError(
-            f"{folder} holds an unfinished build with other settings: {', '.join(differing)}. "
-            "Repeat that command to finish it, or remove the folder"
-        )
-    write_whole(note, lambda temporary: temporary.write_text(text))
 
 
 def _finished(path: Path) -> Content | None:

@@ -9,6 +9,14 @@ from mechrl.cli import app
 EXISTING = click.argument("path", type=click.Path(path_type=Path), default=app.MINI_CACHE, required=False)
 
 
+def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int]:
+    """`3/16` as (3, 16)."""
+    index, _, count = (value or "1/1").partition("/")
+    if not index.isdigit() or not count.isdigit() or not 1 <= int(index) <= int(count):
+        raise click.BadParameter(f"{value!r} is not i/n with 1 ≤ i ≤ n, such as 3/16")
+    return int(index), int(count)
+
+
 @click.group()
 def cache() -> None:
     """Build the file with every head's damage, and look into it."""
@@ -25,6 +33,7 @@ def cache() -> None:
     "--control-text", type=click.Path(path_type=Path), help="A text file.  [default: WikiText-2; for mini, prose]"
 )
 @click.option("--ablation", type=click.Choice(["zero"]), default="zero", show_default=True)
+@click.option("--shard", callback=_shard, help="i/n: build only the i-th of n parts, for `mechrl-cache merge`.")
 @app.device
 @click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
 @app.seed
@@ -32,8 +41,8 @@ def cache() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Where to.  [default: cache/<model>.h5]")
 @app.as_json
 def build(
-    model, revision, tasks, batches, batch_size, control_batches, control_text, ablation, device, dtype, seed, threads,
-    out, as_json,
+    model, revision, tasks, batches, batch_size, control_batches, control_text, ablation, shard, device, dtype, seed,
+    threads, out, as_json,
 ):  # fmt: skip
     """Ablate every head on every prompt and store the damage."""
     app.use_threads(threads)
@@ -45,28 +54,42 @@ def build(
     from mechrl.models import cache_name, find_folder, load_model
     from mechrl.tasks.control import read_control
 
-    batches = batches or (16 if model == "mini" else 64)
+    if batches is None:
+        batches = 16 if model == "mini" else 64
+    if control_batches is None:
+        control_batches = batches
     if out is not None:
         check_writable(out)
     find_folder(model, revision)
     source, text = read_control(control_text, generated=model == "mini")
-    settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches or batches, source, ablation, seed)
+    settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, ablation, seed)
     loaded = load_model(model, device=device, revision=revision)
     if out is None:
-        out = Path("cache") / cache_name(model, loaded.sha256, ablation)
+        part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
+        out = Path("cache") / (cache_name(model, loaded.sha256, ablation).removesuffix(".h5") + part + ".h5")
         check_writable(out)
     app.say(
         f"{loaded.n_layers} layers × {loaded.n_heads} heads on {loaded.device}, {len(tasks)} tasks × {batches} batches"
     )
     with app.progress("batches") as progress:
-        built = build_cache(loaded, settings, out, text, progress)
-    for task in built.tasks:
-        if not built.task_attributes(task)["does_task"]:
-            app.warn(
-                f"the model does not do {task}: its clean logit difference is {built.clean(task).mean():.3f}, not "
-                "above zero. Damage on this task means little; the cache records it"
-            )
-    _print_info(built, as_json)
+        build_cache(loaded, settings, out, text, shard, progress)
+    if shard[1] > 1:
+        return click.echo(f"{out}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
+    _finish(out, as_json)
+
+
+@cache.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("parts", type=click.Path(path_type=Path), nargs=-1, required=True)
+@app.as_json
+def merge(out, parts, as_json):
+    """Join the parts that `build --shard` wrote into OUT."""
+    from mechrl.cache.build import merge_files
+    from mechrl.cache.files import check_writable
+
+    check_writable(out)
+    merge_files(out, parts)
+    _finish(out, as_json)
 
 
 @cache.command()
@@ -120,6 +143,20 @@ def top(path, tasks, by, n, as_json):
             ],
             "means in nats over all prompts, with 95 % intervals (bootstrap over groups)",
         )
+
+
+def _finish(path: Path, as_json: bool) -> None:
+    """Opens a cache that was just written, warns of what the model cannot do, and prints what is in it."""
+    from mechrl.cache.reader import Cache
+
+    built = Cache.open(path)
+    for task in built.tasks:
+        if not built.task_attributes(task)["does_task"]:
+            app.warn(
+                f"the model does not do {task}: its clean logit difference is {built.clean(task).mean():.3f}, not "
+                "above zero. Damage on this task means little; the cache records it"
+            )
+    _print_info(built, as_json)
 
 
 def _print_info(opened, as_json: bool) -> None:

@@ -69,7 +69,7 @@ class Verification:
     @property
     def replayed(self) -> bool:
         differences = [r.spot_difference for r in self.tasks] + [h.difference for r in self.tasks for h in r.heads]
-        return max([self.control_difference, *differences]) <= self.tolerance
+        return all(difference <= self.tolerance for difference in (self.control_difference, *differences))
 
     @property
     def confirmed(self) -> bool:

@@ -1,6 +1,7 @@
 """Building: by shards, resumable, the same every time."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from conftest import SMALL
 
 from mechrl.ablation import reference
 from mechrl.cache import build as build_module
-from mechrl.cache.build import BuildSettings, build, split_batches
-from mechrl.cache.files import manifest_path
+from mechrl.cache.build import BuildSettings, build, merge_files, split_batches
+from mechrl.cache.files import manifest_path, read_content, write_content
+from mechrl.cache.format import Content
 from mechrl.cache.intervals import bootstrap_means, interval
+from mechrl.cache.reader import Cache
 from mechrl.cache.top import top_heads
 from mechrl.errors import FileError, MachineError, UsageError
 from mechrl.tasks import EVALUATION
@@ -38,14 +41,14 @@ def test_a_cache_holds_what_the_slow_reference_measures(mini, small_cache):
 
 
 def test_two_builds_are_the_same_cache(mini, small_cache, tmp_path):
-    again = build(mini, SMALL, tmp_path / "mini.h5")
+    again = Cache.open(build(mini, SMALL, tmp_path / "mini.h5"))
     assert again.sha256 == small_cache.sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mini.h5", "mini.h5.json"]
     assert json.loads(manifest_path(again.path).read_text())["content_sha256"] == again.sha256
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(mini, tmp_path):
-    whole = build(mini, TINY, tmp_path / "whole.h5")
+    whole = Cache.open(build(mini, TINY, tmp_path / "whole.h5"))
     out = tmp_path / "out.h5"
 
     def stop(done, total):
@@ -57,9 +60,9 @@ def test_an_interrupted_build_goes_on_where_it_stopped(mini, tmp_path):
     assert not out.exists()
     shards = {p: p.stat().st_mtime_ns for p in (tmp_path / "out.h5.build").glob("*.h5")}
     assert len(shards) == 2
-    (tmp_path / "out.h5.build" / "ioi-00000.h5").write_bytes(b"damaged")
+    (tmp_path / "out.h5.build" / "ioi-0000000.h5").write_bytes(b"damaged")
     counted = []
-    again = build(mini, TINY, out, on_batches=lambda done, total: counted.append(done))
+    again = Cache.open(build(mini, TINY, out, on_batches=lambda done, total: counted.append(done)))
     assert again.sha256 == whole.sha256
     assert counted == [3, 4, 5, 6, 7, 8, 9], "control was kept, the damaged shard was not"
     assert not (tmp_path / "out.h5.build").exists()
@@ -70,17 +73,72 @@ def test_a_build_with_other_settings_is_refused_with_the_difference(mini, tmp_pa
     monkeypatch.setattr(build_module, "merge", lambda shards: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build(mini, TINY, out)
+    assert list((tmp_path / "out.h5.build").glob("*.h5"))
     with pytest.raises(FileError, match="seed 0 → 1"):
         build(mini, BuildSettings(tasks=("ioi",), batches=6, batch_size=2, control_batches=3, seed=1), out)
 
 
-def test_a_number_that_is_not_finite_names_task_and_batch(mini, tmp_path, monkeypatch):
+def test_a_number_that_is_not_finite_names_task_and_rows(mini, tmp_path, monkeypatch):
     def broken(self, prompts):
         raise MachineError("nan on prompt 3 of the batch with head 0.1 ablated")
 
     monkeypatch.setattr("mechrl.ablation.sweep.Sweep.task", broken)
-    with pytest.raises(MachineError, match=r"ioi, batch 0: nan on prompt 3 .* head 0.1"):
+    with pytest.raises(MachineError, match=r"ioi, rows 0 to 1: nan on prompt 3 .* head 0.1"):
         build(mini, TINY, tmp_path / "out.h5")
+
+
+def test_two_builds_of_one_file_at_once_are_refused(mini, tmp_path):
+    out = tmp_path / "out.h5"
+    refused = []
+
+    def build_again(done, total):
+        with pytest.raises(UsageError, match=f"being built by process {os.getpid()}"):
+            build(mini, TINY, out)
+        refused.append(done)
+
+    build(mini, TINY, out, on_batches=build_again)
+    assert len(refused) == 9
+
+
+def test_leftovers_of_a_killed_build_are_removed(mini, tmp_path):
+    (tmp_path / "out.h5.build").mkdir()
+    for leftover in (".out.h5.123.tmp", ".out.h5.json.new.123.tmp", "out.h5.build/.ioi-0000000.h5.123.tmp"):
+        (tmp_path / leftover).write_text("half")
+    build(mini, TINY, tmp_path / "out.h5")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.h5", "out.h5.json"]
+
+
+@pytest.fixture(scope="module")
+def shards(mini, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    return [build(mini, TINY, folder / f"{i}.h5", shard=(i, 3)) for i in (1, 2, 3)]
+
+
+def test_merged_shards_are_the_unsharded_cache(mini, shards, tmp_path):
+    whole = Cache.open(build(mini, TINY, tmp_path / "whole.h5"))
+    merge_files(tmp_path / "merged.h5", [shards[i] for i in (2, 0, 1)])
+    assert Cache.open(tmp_path / "merged.h5").sha256 == whole.sha256
+    with pytest.raises(FileError, match="not a finished cache"):
+        Cache.open(shards[0])
+
+
+def test_shards_that_do_not_make_a_cache_are_refused(mini, shards, tmp_path):
+    out = tmp_path / "merged.h5"
+    with pytest.raises(FileError, match="a part is missing: there is none with ioi rows from"):
+        merge_files(out, shards[:2])
+    with pytest.raises(FileError, match="two parts hold"):
+        merge_files(out, [*shards, shards[1]])
+    content = read_content(shards[2])
+    other = {**content.attributes, "/": {**content.root, "seed": 9}}
+    write_content(tmp_path / "other.h5", Content(content.arrays, other))
+    with pytest.raises(FileError, match="different builds: seed is 0 and 9"):
+        merge_files(out, [*shards[:2], tmp_path / "other.h5"])
+    whole = build(mini, TINY, tmp_path / "whole.h5")
+    with pytest.raises(FileError, match="not a part of a build but a finished cache"):
+        merge_files(out, [whole])
+    with pytest.raises(UsageError, match="use at most 3 shards"):
+        build(mini, TINY, out, shard=(4, 4))
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
