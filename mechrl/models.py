@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -17,7 +18,9 @@ from mechrl.vocabulary import Vocabulary
 
 MINI = Path(__file__).parent / "mini"
 HUB_SECONDS = 10
-WEIGHT_PROCESSING = "fold_ln, center_writing_weights, center_unembed, fold_value_biases"
+WEIGHT_PROCESSING = "TransformerLens enable_compatibility_mode: LayerNorm and value biases folded"
+# Of a config's entries, those that change nothing the sweep computes.
+NOT_FINGERPRINTED = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Model:
     :param bridge: the TransformerBridge, in eval mode, weights folded (see `weight_processing` in a cache).
     :param name: what the user called it.
     :param revision: the hub revision asked for, else "".
-    :param sha256: of all weights before folding; the same on every machine.
+    :param sha256: of the config and all weights before folding; the same on every machine.
     :param tokenizer_sha256: of the tokenizer's whole definition.
     """
 
@@ -64,7 +67,7 @@ def pick_device(device: str) -> str:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
-    kind = device.partition(":")[0]
+    kind = re.sub(r"(?<=^cuda):\d+$", "", device)
     if kind not in available:
         raise unknown_name("device", device, ["auto", *available])
     if not available[kind]:
@@ -82,18 +85,25 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
     folder = find_folder(name, revision)
     with _quiet_imports():
         from transformer_lens.model_bridge import TransformerBridge
-        from transformers import AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            )
+            hf, loading = loaded
+            sha256 = _weights_sha256(hf)
             bridge = TransformerBridge.boot_transformers(
-                str(folder), tokenizer=tokenizer, device=device, dtype=torch.float32
+                str(folder), hf_model=hf.to(device), tokenizer=tokenizer, device=device, dtype=torch.float32
             )
         except Exception as error:
             raise UsageError(f"{name!r} cannot be loaded as a causal language model: {error}") from error
         if getattr(bridge.cfg, "attention_dir", "causal") != "causal":
             raise UsageError(f"{name!r} is not a causal model; mechrl reads a prompt at its last position")
-        sha256 = _weights_sha256(bridge.original_model)
+        if loading["missing_keys"] or loading["mismatched_keys"]:
+            missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+            raise UsageError(f"{name!r}: the folder lacks weights: {', '.join(missing[:3])} … ({len(missing)} in all)")
         tokenizer_sha256 = _tokenizer_sha256(tokenizer)
         bridge.enable_compatibility_mode(disable_warnings=True)
     _speed_up(bridge)
@@ -103,7 +113,7 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
 
 def is_folder(name: str) -> bool:
     """Whether a model name means a folder: it exists, or it is written as a path."""
-    return os.path.isdir(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def find_folder(name: str, revision: str = "") -> Path:
@@ -117,6 +127,8 @@ def find_folder(name: str, revision: str = "") -> Path:
     if not is_folder(name):
         return _fetch(name, revision)
     folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"{name}: no such folder")
     if not (folder / "config.json").is_file():
         raise UsageError(f"{name}: no config.json there; a model folder is what save_pretrained writes")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
@@ -134,7 +146,6 @@ def cache_name(name: str, sha256: str, ablation: str = "zero") -> str:
 
 def _fetch(name: str, revision: str) -> Path:
     """The model's files out of the local hub cache, or else from the hub, which gets one try."""
-    from httpx import HTTPError
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -151,10 +162,11 @@ def _fetch(name: str, revision: str) -> Path:
         return Path(snapshot_download(name, **wanted))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UsageError(f"the hub has no model {name!r}, or it is private: {error}") from error
-    except (HTTPError, OSError, RuntimeError) as error:
+    except Exception as error:  # what a failed connection raises depends on the hub library's version
         raise MachineError(
-            f"model {name!r} is not on this machine and the hub cannot be reached ({type(error).__name__}). "
-            "Offline: --model FOLDER for a model saved with save_pretrained, or --model mini, which comes with mechrl."
+            f"model {name!r} is not on this machine and the hub cannot be reached ({type(error).__name__}). Offline: "
+            "--model FOLDER for a model saved with save_pretrained, with --control-text FILE; or --model mini, which "
+            "comes with mechrl"
         ) from error
 
 
@@ -172,11 +184,12 @@ def _speed_up(bridge: Any) -> None:
                 setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
-def _weights_sha256(model: torch.nn.Module) -> str:
-    """The hash of all parameters by name, as float32."""
-    digest = hashlib.sha256()
+def _weights_sha256(model: Any) -> str:
+    """The hash of all parameters by name, as float32, and of the config that says how they are used."""
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in NOT_FINGERPRINTED}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key.replace('._original_component', '')} {tuple(tensor.shape)}".encode())
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -13,11 +13,13 @@ from sb3_contrib import MaskablePPO
 
 from mechrl.agents.ppo import PlanningPolicy, make_policy
 from mechrl.cache.files import write_whole
+from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
 from mechrl.errors import FileError, UsageError
 
 FORMAT, VERSION = "mechrl-checkpoint", 1
 NOTE, POLICY = "mechrl.json", "policy.pth"
 LARGEST = 512 * 2**20  # bytes of a member that are read
+MOST_WEIGHTS = 2**26  # of the largest layer
 LIBRARIES = ("torch", "stable-baselines3", "sb3-contrib", "numpy", "numba")
 
 
@@ -80,9 +82,9 @@ def load_checkpoint(path: Path) -> tuple[PlanningPolicy, CheckpointNote]:
     try:
         with zipfile.ZipFile(path) as archive:
             note = _note(json.loads(_member(archive, NOTE)))
-            tensors = torch.load(io.BytesIO(_member(archive, POLICY)), map_location="cpu", weights_only=True)
-        policy = make_policy(len(note.tasks), note.n_layers * note.n_heads, note.layers)
-        policy.load_state_dict(tensors)
+            policy = make_policy(len(note.tasks), note.n_layers * note.n_heads, note.layers)
+            expected = sum(p.numel() * p.element_size() for p in policy.parameters())
+            policy.load_state_dict(_tensors(_member(archive, POLICY), expected))
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
     except Exception as error:  # a hostile zip can fail in any way; all of them mean the same
@@ -99,6 +101,20 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(name)
 
 
+def _tensors(data: bytes, expected: int) -> dict[str, torch.Tensor]:
+    """A state dict out of torch's own zip, of about the `expected` bytes; nothing compressed, nothing executed."""
+    with zipfile.ZipFile(io.BytesIO(data)) as inner:
+        members = inner.infolist()
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise FileError(f"{POLICY} is compressed")
+    if sum(m.file_size for m in members) > 2 * expected + 2**20:
+        raise FileError(f"{POLICY} holds more than the policy that {NOTE} describes")
+    tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise FileError(f"{POLICY} holds numbers that are not finite")
+    return tensors
+
+
 def _note(text: dict) -> CheckpointNote:
     """The note, every field present and of its type, and small enough to build a policy from."""
     if text.get("format") != FORMAT or text.get("format_version") != VERSION:
@@ -113,9 +129,20 @@ def _note(text: dict) -> CheckpointNote:
             raise FileError(f"{NOTE}: {name!r} is {value!r}")
         fields[name] = value
     note = CheckpointNote(**fields)
-    sizes = [note.n_layers, note.n_heads, note.picks, *note.layers]
-    if not all(isinstance(n, int) and 1 <= n <= 4096 for n in sizes) or not 1 <= len(note.tasks) <= 1000:
+    sizes = [note.n_layers, note.n_heads, note.picks, note.plan_k, *note.layers]
+    if not all(type(n) is int and 1 <= n <= 4096 for n in sizes) or max(len(note.layers), len(note.tasks)) > 64:
         raise FileError(f"{NOTE}: sizes out of range")
+    n_sites = note.n_layers * note.n_heads
+    if (2 * n_sites + len(note.tasks)) * max([1, *note.layers]) > MOST_WEIGHTS or note.picks > n_sites:
+        raise FileError(f"{NOTE}: sizes out of range")
+    if not note.tasks or not all(type(name) is str for name in [*note.tasks, *note.hold_out]):
+        raise FileError(f"{NOTE}: tasks are {note.tasks!r:.80}, held out {note.hold_out!r:.80}")
+    if set(note.tasks) & set(note.hold_out) or len({*note.tasks, *note.hold_out}) < len(note.tasks + note.hold_out):
+        raise FileError(f"{NOTE}: a task is named twice")
+    if not 0 <= note.control_weight < 1e6:
+        raise FileError(f"{NOTE}: control_weight is {note.control_weight}")
+    if (note.score_scale, note.repeat_reward) != (SCORE_SCALE, REPEAT_REWARD):
+        raise FileError(f"{NOTE}: another game: score scale {note.score_scale}, repeat reward {note.repeat_reward}")
     if (note.algorithm, note.policy) != ("MaskablePPO", "mlp"):
         raise FileError(f"{NOTE}: unknown algorithm {note.algorithm!r} or policy {note.policy!r}")
     return note

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -89,7 +90,7 @@ def train(
     steps: int,
     seed: int = 0,
     plan_k: int = 1,
-    tensorboard: str | None = None,
+    tensorboard: Path | None = None,
     on_rollout: Callable[[MaskablePPO], None] = lambda ppo: None,
 ) -> MaskablePPO:
     """Train PPO for `steps` picks (rounded up to whole rollouts).
@@ -107,7 +108,7 @@ def train(
             preset.final_learning_rate + (preset.learning_rate - preset.final_learning_rate) * left
         ),
         n_steps=episodes.picks,
-        batch_size=rollout // preset.minibatches,
+        batch_size=max(2, rollout // preset.minibatches),
         n_epochs=preset.epochs,
         gamma=preset.gamma,
         gae_lambda=preset.gae_lambda,
@@ -115,7 +116,7 @@ def train(
         ent_coef=preset.entropy,
         vf_coef=preset.value,
         policy_kwargs={"net_arch": list(preset.layers)},
-        tensorboard_log=tensorboard,
+        tensorboard_log=str(tensorboard) if tensorboard else None,
         seed=seed,
         device="cpu",
     )
@@ -143,6 +144,7 @@ def log_evaluation(ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: 
     measured: dict[str, Any] = {}
     for task in tasks:
         evaluation = evaluate(cache, task, policy_method(ppo.policy), picks, tasks, control_weight=control_weight)
-        measured[task] = float(evaluation.ratios(3).mean())
-        ppo.logger.record(f"evaluation/ratio@3 {task}", measured[task])
+        if len(ratios := evaluation.ratios(3)):
+            measured[task] = float(ratios.mean())
+            ppo.logger.record(f"evaluation/ratio@3 {task}", measured[task])
     return measured

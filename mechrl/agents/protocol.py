@@ -67,11 +67,11 @@ class Evaluation:
             result[:, pick] = found / np.maximum(best, np.finfo(np.float32).tiny)
         return result
 
-    def summary(self) -> dict[str, float]:
-        """Means over episodes: oracle ratio after 1, 3, 5, … picks and coverage after the same."""
+    def summary(self) -> dict[str, float | None]:
+        """Means over episodes: oracle ratio after 1, 3, 5, … picks (None where no episode has one) and coverage."""
         reached = [p for p in RATIO_PICKS if p <= self.picked.shape[1]]
         coverages = self.coverages().mean(0)
-        ratios = {f"ratio@{p}": float(self.ratios(p).mean()) if len(self.ratios(p)) else float("nan") for p in reached}
+        ratios = {f"ratio@{p}": float(self.ratios(p).mean()) if len(self.ratios(p)) else None for p in reached}
         return ratios | {f"coverage after {p}": float(coverages[p - 1]) for p in reached}
 
 

@@ -147,7 +147,10 @@ def build(
     }
     with workspace(out, identity) as folder:
         root = _root_attributes(model, settings, sweep)
-        root["self_check_error"] = sweep.self_check(material.prompts[settings.tasks[0]])
+        try:
+            root["self_check_error"] = sweep.self_check(material.prompts[settings.tasks[0]])
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
         rows = {name: material.rows(name) for name in ("control", *settings.tasks)}
         total = sum(piece.rows for piece in pieces) // settings.batch_size
         done = 0

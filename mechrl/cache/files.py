@@ -1,5 +1,6 @@
 """Reading and writing `Content` as HDF5: whole or not at all, and never trusting what somebody else wrote."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -46,19 +47,19 @@ def write_whole(
             _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
+        raise MachineError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def check_writable(path: Path) -> None:
     """Makes the folder of an output file and tries it, before hours of work go towards that file.
 
     :raises MachineError: a file cannot be written there.
-    :raises UsageError: the path is a folder.
+    :raises UsageError: something that is not a file is there.
     """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; name a file")
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is a folder or a device; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -93,7 +94,8 @@ def write_content(path: Path, content: Content, manifest: bool = True) -> Conten
 
     write_whole(path, lambda temporary: _write_hdf5(temporary, content), write_manifest if manifest else None)
     if manifest:
-        os.replace(_new(path), manifest_path(path))
+        with contextlib.suppress(FileNotFoundError):  # a reader has done it
+            os.replace(_new(path), manifest_path(path))
     return content
 
 
@@ -118,12 +120,9 @@ def settle_manifest(path: Path) -> None:
     """Finishes the rename of a manifest whose writer was cut off just before it."""
     new = _new(path)
     if path.is_file() and new.is_file():
-        try:
-            matches = json.loads(new.read_text())["sha256"] == file_sha256(path)
-        except (ValueError, KeyError, TypeError):
-            matches = False
-        if matches:
-            os.replace(new, manifest_path(path))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            if json.loads(new.read_text())["sha256"] == file_sha256(path):
+                os.replace(new, manifest_path(path))
 
 
 def read_content(path: Path) -> Content:
@@ -145,19 +144,19 @@ def read_content(path: Path) -> Content:
             check_version({key: _plain(file.attrs[key]) for key in ("format", "format_version") if key in file.attrs})
             arrays: dict[str, np.ndarray] = {}
             attributes: dict[str, dict[str, Any]] = {"/": {key: _plain(v) for key, v in file.attrs.items()}}
-            _read_group(file, arrays, attributes, path.stat().st_size)
+            _read_group(file, arrays, attributes, Budget(path.stat().st_size))
         content = Content(arrays, attributes)
         if content.root.get("content_sha256") != content_sha256(content):
             raise FileError("the numbers do not match the hash that was stored with them: it was changed")
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise FileError(f"{path}: damaged, or not a mechrl cache ({error})") from error
     return content
 
 
-def check_manifest(path: Path) -> bool:
-    """Compares the file's bytes with its manifest; False where there is no manifest.
+def check_manifest(path: Path, content: Content | None = None) -> bool:
+    """Compares the file's bytes, and its attributes if given, with its manifest; False where there is no manifest.
 
     :raises FileError: they do not match, or the manifest is unreadable.
     """
@@ -165,18 +164,34 @@ def check_manifest(path: Path) -> bool:
     if not manifest.is_file():
         return False
     try:
-        expected = json.loads(manifest.read_text())["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        noted = json.loads(manifest.read_text())
+        expected = noted["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(f"{manifest}: the manifest is damaged") from error
+    if content is not None and {**noted, **content.root} != noted:
+        raise FileError(f"{manifest}: the manifest says other things of the cache than the cache itself")
     if file_sha256(path) != expected:
         raise FileError(f"{path}: the file was changed since it was written (sha256 differs from {manifest.name})")
     return True
 
 
+class Budget:
+    """How much a file may still make us read: no more than it has itself, however its parts are linked."""
+
+    def __init__(self, file_bytes: int):
+        self.left = file_bytes
+
+    def spend(self, n: int) -> None:
+        self.left -= n
+        if self.left < 0:
+            raise FileError("it claims to hold more bytes than it has")
+
+
 def _read_group(
-    group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dict[str, dict[str, Any]], file_bytes: int
+    group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dict[str, dict[str, Any]], budget: Budget
 ) -> None:
     for name in group:
+        budget.spend(64)
         where = f"{group.name.rstrip('/')}/{name}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise FileError(f"{where} is a link to somewhere else")
@@ -186,14 +201,14 @@ def _read_group(
                 raise FileError(f"{where}: too deep")
             if item.attrs:
                 attributes[where] = {key: _plain(value) for key, value in item.attrs.items()}
-            _read_group(item, arrays, attributes, file_bytes)
+            _read_group(item, arrays, attributes, budget)
         elif isinstance(item, h5py.Dataset):
-            arrays[where] = _read_dataset(item, where, file_bytes)
+            arrays[where] = _read_dataset(item, where, budget)
         else:
             raise FileError(f"{where} is neither a group nor a dataset")
 
 
-def _read_dataset(item: h5py.Dataset, where: str, file_bytes: int) -> np.ndarray:
+def _read_dataset(item: h5py.Dataset, where: str, budget: Budget) -> np.ndarray:
     dtype, dimensions = dataset_rule(where)
     settings = item.id.get_create_plist()
     filters = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())}
@@ -201,17 +216,18 @@ def _read_dataset(item: h5py.Dataset, where: str, file_bytes: int) -> np.ndarray
         raise FileError(f"{where} is virtual, external or filtered")
     if item.dtype != np.dtype(dtype) or item.ndim != len(dimensions):
         raise FileError(f"{where} is {item.dtype} {item.shape}, not {dtype} in {len(dimensions)} dimensions")
-    if item.nbytes > file_bytes:
-        raise FileError(f"{where} claims {item.nbytes} bytes, more than the file has")
+    budget.spend(item.nbytes)
     return item[()]
 
 
 def _plain(value: Any) -> str | int | float | bool:
-    """An attribute as a Python scalar.
+    """An attribute as a Python scalar, and a text without control characters.
 
     :raises FileError: it is anything else.
     """
     value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, str | int | float | bool):
         raise FileError(f"an attribute is {type(value).__name__}, not a text or a number")
+    if isinstance(value, str) and not value.isprintable():
+        raise FileError("an attribute holds control characters")
     return value

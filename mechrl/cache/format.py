@@ -42,11 +42,16 @@ DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
     rf"/tasks/{NAME}/sets/{NAME}/{MEASURE}": ("float32", ("prompt", "")),
     rf"/control/sets/{NAME}": ("float32", ("span", "")),
 }
-REQUIRED_IN_TASK = ("tokens", "length", "answers", "wrongs", "group", "split", "clean/logit_diff", "ablated/logit_diff")
+REQUIRED_IN_TASK = (
+    *("tokens", "length", "answers", "wrongs", "group", "split"),
+    *(f"{kind}/{measure}" for kind in ("clean", "ablated") for measure in MEASURES),
+)
+TASK_ATTRIBUTES = {"generator": str, "generator_version": int, "generator_params": str, "does_task": bool}
+LARGEST = 1e6  # nats; anything above is no measurement
 REQUIRED_ATTRIBUTES = {
     "model": str, "model_sha256": str, "tokenizer_sha256": str, "n_layers": int, "n_heads": int, "ablation": str,
     "weight_processing": str, "prepend_bos": bool, "dtype": str, "batch_size": int, "seed": int, "complete": bool,
-    "self_check_error": float, "control_source": str,
+    "self_check_error": float, "control_source": str, "task_order": str,
 }  # fmt: skip
 
 
@@ -105,9 +110,9 @@ def check_content(content: Content) -> None:
     :raises FileError: something is missing, shapes do not agree, or a number is out of its range.
     """
     root = content.root
-    for name, kind in REQUIRED_ATTRIBUTES.items():
-        if not isinstance(root.get(name), kind):
-            raise FileError(f"attribute {name!r} is missing or not {kind.__name__}")
+    _check_attributes(root, REQUIRED_ATTRIBUTES, "/")
+    if min(root["n_layers"], root["n_heads"], root["batch_size"]) < 1:
+        raise FileError("layers, heads and batch size must be positive")
     n_sites = root["n_layers"] * root["n_heads"]
     lengths: dict[str, int] = {"*site": n_sites}
     for path, array in content.arrays.items():
@@ -117,12 +122,12 @@ def check_content(content: Content) -> None:
             key = dimension if dimension.startswith("*") else f"{scope} {dimension}"
             if dimension and lengths.setdefault(key, length) != length:
                 raise FileError(f"{path} has {length} in dimension {dimension.strip('*')!r}, not {lengths[key]}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FileError(f"{path} holds numbers that are not finite")
+        if array.dtype.kind == "f" and not (np.abs(array) < LARGEST).all():
+            raise FileError(f"{path} holds numbers that are not finite, or beyond any measurement")
     for name in ("layer", "index", "kind"):
         if f"/sites/{name}" not in content.arrays:
             raise FileError(f"/sites/{name} is missing")
-    if not np.array_equal(
+    if content.arrays["/sites/kind"].any() or not np.array_equal(
         content.arrays["/sites/layer"] * root["n_heads"] + content.arrays["/sites/index"], np.arange(n_sites)
     ):
         raise FileError("/sites does not list the heads in order")
@@ -132,20 +137,38 @@ def check_content(content: Content) -> None:
 def _check_tasks(content: Content) -> None:
     arrays = content.arrays
     found = sorted({path.split("/")[2] for path in arrays if path.startswith("/tasks/")})
-    if sorted(content.task_names()) != found:
-        raise FileError(f"task_order names {content.task_names()}, the file holds {found}")
+    try:
+        named = content.task_names()
+        agrees = sorted(named) == found
+    except (ValueError, TypeError, RecursionError):
+        agrees = False
+    if not agrees or not found:
+        raise FileError(f"task_order is {content.root['task_order'][:80]!r}, the file holds {found}")
     for name in found:
+        _check_attributes(content.attributes.get(f"/tasks/{name}", {}), TASK_ATTRIBUTES, f"/tasks/{name}")
         for column in REQUIRED_IN_TASK:
             if f"/tasks/{name}/{column}" not in arrays:
                 raise FileError(f"/tasks/{name}/{column} is missing")
         tokens, length = arrays[f"/tasks/{name}/tokens"], arrays[f"/tasks/{name}/length"]
         if length.min(initial=1) < 1 or length.max(initial=1) > tokens.shape[1] or tokens.min(initial=0) < 0:
             raise FileError(f"/tasks/{name}: lengths or tokens out of range")
+        for column in ("answers", "wrongs"):
+            ids = arrays[f"/tasks/{name}/{column}"]
+            if ids.min(initial=0) < -1 or not (ids >= 0).any(1).all():
+                raise FileError(f"/tasks/{name}/{column}: a prompt has none, or an id out of range")
         _check_split(arrays[f"/tasks/{name}/split"], content.root["batch_size"], f"/tasks/{name}")
     for column in ("tokens", "split", "clean", "ablated"):
         if f"/control/{column}" not in arrays:
             raise FileError(f"/control/{column} is missing")
+    if arrays["/control/tokens"].shape[1] < 2 or arrays["/control/tokens"].min(initial=0) < 0:
+        raise FileError("/control/tokens: spans too short, or tokens out of range")
     _check_split(arrays["/control/split"], content.root["batch_size"], "/control")
+
+
+def _check_attributes(attributes: Mapping[str, Any], required: Mapping[str, type], place: str) -> None:
+    for name, kind in required.items():
+        if not isinstance(attributes.get(name), kind):
+            raise FileError(f"{place}: attribute {name!r} is missing or not {kind.__name__}")
 
 
 def _check_split(split: np.ndarray, batch_size: int, place: str) -> None:

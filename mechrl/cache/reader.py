@@ -12,7 +12,7 @@ import numpy as np
 from mechrl.cache.files import read_content
 from mechrl.cache.format import Content, check_content
 from mechrl.errors import FileError, UsageError, unknown_name
-from mechrl.tasks import EVALUATION, TRAIN, Prompts
+from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,11 @@ class Cache:
 
     def check_task(self, task: str) -> None:
         """:raises UsageError: the cache has no such task."""
+        if task in TASKS and task not in self.tasks:
+            raise UsageError(
+                f"task {task!r} is not in {self.path}, which holds {', '.join(self.tasks)}; mechrl-cache build "
+                "--tasks … builds a cache with it"
+            )
         if task not in self.tasks:
             raise unknown_name("task", task, self.tasks)
 

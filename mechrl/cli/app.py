@@ -18,14 +18,23 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 model = click.option("--model", default="mini", show_default=True, help="mini, a folder, or a name on the hub.")
 seed = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of everything drawn at random."
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of what is drawn at random."
 )
+
+
+def not_negative(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """A finite number from 0 on, or None."""
+    if value is not None and not 0 <= value < 1e6:
+        raise click.BadParameter(f"{value} is not between 0 and a million")
+    return value
 
 
 def threads(default: int | None) -> Callable:
     """The --threads flag; None means all cores."""
     shown = str(default) if default else "all cores"
-    return click.option("--threads", default=default, type=click.IntRange(1), show_default=shown, help="Of torch.")
+    return click.option(
+        "--threads", default=default, type=click.IntRange(1, 1024), show_default=shown, help="Of torch."
+    )
 
 
 def run(command: click.Command) -> NoReturn:
@@ -48,6 +57,9 @@ def run(command: click.Command) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        click.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(1)
 
 
 def say(text: str) -> None:
@@ -61,12 +73,12 @@ def warn(text: str) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=1))
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def names(ctx: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    """A comma-separated list as a list."""
-    return [name.strip() for name in value.split(",") if name.strip()]
+def names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[str] | None:
+    """A comma-separated list as a list; None stays None."""
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
 def use_threads(n: int | None) -> None:
@@ -79,11 +91,21 @@ def use_threads(n: int | None) -> None:
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, if that is a terminal; yields a function of what is done and the total."""
+    """A progress bar on a terminal, elsewhere a line each quarter; yields a function of what is done and the total."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    if not sys.stderr.isatty():
+        said = [0]
+
+        def say_each_quarter(done: int, total: int) -> None:
+            if (quarter := 4 * done // total) > said[0]:
+                said[0] = quarter
+                say(f"{done} of {total} {what}")
+
+        yield say_each_quarter
+        return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -25,7 +25,13 @@ def cache() -> None:
 @cache.command()
 @app.model
 @click.option("--revision", default="", help="Of a model on the hub: a branch, tag or commit.")
-@click.option("--tasks", default="induction,ioi,docstring", show_default=True, callback=app.names)
+@click.option(
+    "--tasks",
+    default="induction,ioi,docstring",
+    show_default=True,
+    callback=app.names,
+    help="Of induction, induction_matched, ioi and docstring.",
+)
 @click.option("--batches", type=int, help="Prompt batches of each task.  [default: 16 for mini, 64 otherwise]")
 @click.option("--batch-size", default=32, show_default=True, help="Prompts in a batch.")
 @click.option("--control-batches", type=int, help="Batches of control text.  [default: as --batches]")
@@ -61,6 +67,8 @@ def build(
     if out is not None:
         check_writable(out)
     find_folder(model, revision)
+    if out is not None and out.exists():
+        app.say(f"{out} is there already and will be replaced")
     source, text = read_control(control_text, generated=model == "mini")
     settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, ablation, seed)
     loaded = load_model(model, device=device, revision=revision)
@@ -111,7 +119,7 @@ def validate(path):
     from mechrl.errors import FileError
 
     opened = Cache.open(path)
-    if not check_manifest(path):
+    if not check_manifest(path, opened.content):
         raise FileError(f"{path}: the content is sound, but {manifest_path(path)} is missing")
     click.echo(f"{path}: sound; sha256 of the content {opened.sha256}")
 
@@ -177,7 +185,9 @@ def _print_info(opened, as_json: bool) -> None:
 
     a = opened.attributes
     click.echo(f"{opened.path}: {a['ablation']} ablation of {opened.n_layers} × {opened.n_heads} heads of {a['model']}")
-    click.echo(f"control: {a['control_source']}, {len(opened.control_damage)} spans, clean loss {control:.3f} nats")
+    click.echo(
+        f"control: {a['control_source'][:17]}, {len(opened.control_damage)} spans, clean loss {control:.3f} nats"
+    )
     click.echo(f"fingerprint of the model {a['model_sha256'][:12]}, of the content {opened.sha256[:12]}")
     columns = ["task", "prompts", "clean logit diff", "top-1", "does it", "eval. answers also in training"]
     print_table(

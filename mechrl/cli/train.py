@@ -15,15 +15,21 @@ from mechrl.cli import app
 @app.model
 @app.device
 @click.option("--tasks", default="induction,ioi", show_default=True, callback=app.names, help="To train on.")
-@click.option("--hold-out", default="docstring", show_default=True, callback=app.names, help="Only to evaluate on.")
+@click.option("--hold-out", callback=app.names, help="Only to evaluate on.  [default: docstring, if it is there]")
 @click.option("--preset", type=click.Choice(["default", "paper"]), default="default", show_default=True)
-@click.option("--steps", type=click.IntRange(1), help="Picks in all.  [default: the preset's]")
+@click.option("--steps", type=click.IntRange(1), help="Picks in all, in whole rollouts.  [default: the preset's]")
 @click.option("--picks", type=click.IntRange(1), help="In an episode.  [default: 35 % of the heads]")
 @click.option("--plan-k", default=1, show_default=True, type=click.IntRange(1), help="Heads to look at before a pick.")
-@click.option("--control-weight", default=1.0, show_default=True, help="Score = damage − this × control damage.")
+@click.option(
+    "--control-weight",
+    default=1.0,
+    show_default=True,
+    callback=app.not_negative,
+    help="Score = damage − this × control damage.",
+)
 @app.seed
 @app.threads(1)
-@click.option("--tensorboard", type=click.Path(), help="A folder for TensorBoard logs.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="A folder for TensorBoard logs.")
 @click.option("--out", type=click.Path(path_type=Path), default="checkpoint.zip", show_default=True)
 @app.as_json
 def train(
@@ -35,7 +41,7 @@ def train(
     if path == app.MINI_CACHE:
         app.say(app.FIRST_LINE)
     if not path.is_file():
-        option = "" if path == app.MINI_CACHE else f" --model … --out {path}"
+        option = "" if path == app.MINI_CACHE else " --model NAME"
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build{option} makes one")
     app.use_threads(threads)
     from mechrl.cache.files import check_writable
@@ -43,11 +49,17 @@ def train(
     from mechrl.errors import UsageError
 
     check_writable(out)
+    if out.resolve() == path.resolve():
+        raise UsageError(f"--out {out} would overwrite the cache")
+    if tensorboard:
+        tensorboard.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(path)
+    if hold_out is None:
+        hold_out = [task for task in ("docstring",) if task in cache.tasks and task not in tasks]
     for task in [*tasks, *hold_out]:
         cache.check_task(task)
-    if not tasks or set(tasks) & set(hold_out):
-        raise UsageError("--tasks needs at least one task, and --hold-out none of them")
+    if not tasks or len({*tasks, *hold_out}) < len(tasks + hold_out):
+        raise UsageError("--tasks needs at least one task, and no task may be named twice, in --hold-out neither")
 
     from mechrl.agents.checkpoint import CheckpointNote, save_checkpoint
     from mechrl.agents.ppo import PRESETS, log_evaluation
@@ -71,12 +83,18 @@ def train(
             progress(ppo.num_timesteps, steps)
             if ppo.num_timesteps // (settings.n_envs * picks) % evaluate_every == 0:
                 ratios = log_evaluation(ppo, cache, tasks, picks, control_weight)
-                reached = min(ratios.values()) >= 0.99
+                reached = min(ratios.values(), default=0) >= 0.99
                 lasting[0] = (lasting[0] or time.monotonic() - start) if reached else None
 
         before = time.monotonic()
         ppo = train_ppo(
-            episodes, settings, steps=steps, seed=seed, plan_k=plan_k, tensorboard=tensorboard, on_rollout=on_rollout
+            episodes,
+            settings,
+            steps=steps,
+            seed=seed,
+            plan_k=plan_k,
+            tensorboard=tensorboard,
+            on_rollout=on_rollout,
         )
         seconds = time.monotonic() - before
     a = cache.attributes

@@ -15,7 +15,12 @@ from mechrl.cli import app
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Heads of each task to replay.")
 @click.option("--plan-k", type=click.IntRange(1), help="Heads to look at before a pick.  [default: the checkpoint's]")
 @click.option("--fresh-batches", default=4, show_default=True, type=click.IntRange(1), help="Of prompts never cached.")
-@click.option("--tolerance", type=float, help="Largest difference to the cache, in nats.  [default: 0.001]")
+@click.option(
+    "--tolerance",
+    type=float,
+    callback=app.not_negative,
+    help="Largest difference to the cache, in nats.  [default: 0.001]",
+)
 @app.seed
 @app.threads(None)
 @app.as_json
@@ -87,9 +92,8 @@ def _print(result, as_json: bool) -> None:
             f"{r.task} ({'trained' if r.trained else 'held out, no task signal: does not decide'})",
             columns,
             rows,
-            f"scores in nats; {r.evaluation.runs[:, -1].mean():.1f} runs of search an episode, ratio@3 "
-            f"{r.evaluation.summary().get('ratio@3', float('nan')):.3f}; every head on a few prompts: difference "
-            f"{r.spot_difference:.1e}",
+            f"scores in nats; {r.evaluation.runs[:, -1].mean():.1f} runs of search an episode; every head "
+            f"on a few prompts: difference {r.spot_difference:.1e}",
         )
     click.echo(
         f"cache and model {'agree' if result.replayed else 'DISAGREE'} within {result.tolerance:g} nats "
@@ -98,7 +102,11 @@ def _print(result, as_json: bool) -> None:
     if result.confirmed:
         click.echo("CONFIRMED: every head picked on a trained task does on the live model what the cache says")
     else:
-        click.echo("NOT CONFIRMED: see the tables above")
+        click.echo(
+            "NOT CONFIRMED: "
+            + ("a head picked on a trained task has a fresh interval that reaches zero" if result.replayed else "")
+            + ("" if result.replayed else "the numbers of the cache are not those of the model")
+        )
 
 
 def main() -> None:

@@ -69,7 +69,12 @@ class Episodes:
         """One pick in every episode; `rewards`, `dones`, `observation` and `untried` are brought up to date.
 
         :param actions: int64 [episode], sites.
+        :raises UsageError: there is no such head.
         """
+        if actions.min() < 0 or actions.max() >= self.table.n_sites:
+            raise UsageError(
+                f"actions are sites, 0 to {self.table.n_sites - 1}, not {actions.min()} to {actions.max()}"
+            )
         kernel.step(
             self.state,
             actions,

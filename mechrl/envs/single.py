@@ -79,7 +79,8 @@ class HeadDiscoveryEnv(gymnasium.Env):
         if unknown or name not in table.tasks:
             raise UsageError(f"reset options are task, batch and control, the tasks {', '.join(table.tasks)}")
         task = table.tasks.index(name)
-        batch, control = int(options.get("batch", 0)), int(options.get("control", state.control[0]))
+        drawn = int(state.row[0] - table.first[task]) if task == state.task[0] else 0
+        batch, control = int(options.get("batch", drawn)), int(options.get("control", state.control[0]))
         if not 0 <= batch < table.count[task] or not 0 <= control < len(table.control):
             raise UsageError(f"{name} has batches 0 to {table.count[task] - 1}, control 0 to {len(table.control) - 1}")
         self.episodes.start(0, task, batch, control)

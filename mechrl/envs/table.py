@@ -9,7 +9,7 @@ from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError
 from mechrl.tasks import TRAIN
 
-PICKS_SHARE = 0.35  # of all heads, in an episode
+PICKS_PERCENT = 35  # of all heads, in an episode
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ class ScoreTable:
 
 def default_picks(n_sites: int) -> int:
     """35 % of the heads: 50 of 144."""
-    return max(1, int(PICKS_SHARE * n_sites))
+    return max(1, PICKS_PERCENT * n_sites // 100)

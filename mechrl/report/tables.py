@@ -20,7 +20,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         numeric = all(isinstance(row[i], int | float) or str(row[i])[:1] in "+-0123456789" for row in rows)
         table.add_column(column, justify="right" if numeric and rows else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*("–" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in row))
     console.print(title, style="bold")
     console.print(table)
     if caption:
@@ -46,7 +46,7 @@ def verification_rows(result: TaskResult) -> tuple[list[str], list[list[Any]]]:
             f"{h.difference:.1e}",
             f"{h.fresh:.3f} ({h.fresh_low:.3f} to {h.fresh_high:.3f})",
             h.rank,
-            "confirmed" if h.confirmed else "NOT confirmed",
+            "confirmed" if h.confirmed else "reaches zero" if h.fresh_low <= 0 else "DIFFERS",
         ]
         for h in result.heads
     ]

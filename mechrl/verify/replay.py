@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mechrl.ablation import reference
+from mechrl.ablation import MEASURES, reference
 from mechrl.ablation.sweep import Sweep
 from mechrl.agents.checkpoint import CheckpointNote
 from mechrl.agents.methods import policy_method
@@ -19,7 +19,8 @@ from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, generate
 
 TOLERANCE = 1e-3  # nats; a float32 cache and another device differ by about 1e-4 at GPT-2's logits
 FRESH_SEED = 20_000_000  # added to the cache's seed
-SPOT_ROWS = 2  # prompts or spans of each split on which every head is replayed
+SPOT_ROWS = 8  # prompts or spans of each split on which every head is replayed
+SPOT_MEASURES = tuple(name for name in MEASURES if name != "top1")  # a rounding can flip top1
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def check_fits(cache: Cache, note: CheckpointNote, model_sha256: str | None = No
     """Whether checkpoint, cache and (where given) the loaded model belong together.
 
     :raises FileError: they do not; the message says in what they differ.
-    :raises UsageError: the cache lacks a task of the checkpoint.
     """
     for what, ours, theirs in (
         ("model", note.model_sha256, cache.attributes["model_sha256"]),
         ("ablation", note.ablation, cache.attributes["ablation"]),
+        ("weight processing", note.weight_processing, cache.attributes["weight_processing"]),
         ("layers and heads", (note.n_layers, note.n_heads), (cache.n_layers, cache.n_heads)),
     ):
         if ours != theirs:
@@ -96,7 +97,27 @@ def check_fits(cache: Cache, note: CheckpointNote, model_sha256: str | None = No
             f"{cache.attributes['model_sha256'][:12]}, the loaded one has {model_sha256[:12]}. Name it with --model"
         )
     for task in [*note.tasks, *note.hold_out]:
-        cache.check_task(task)
+        if task not in cache.tasks:
+            raise FileError(
+                f"the checkpoint does not fit {cache.path}: it knows task {task!r}, the cache {', '.join(cache.tasks)}"
+            )
+
+
+def check_tokens(cache: Cache, model: Model) -> None:
+    """Whether the cache's prompts are ones that the model can read, made with its tokenizer.
+
+    :raises FileError: they are not.
+    """
+    attributes = cache.attributes
+    ours = (model.tokenizer_sha256, model.vocabulary.bos is not None)
+    if ours != (attributes["tokenizer_sha256"], attributes["prepend_bos"]):
+        raise FileError(f"{cache.path} was built with another tokenizer than the model's")
+    for path, array in cache.content.arrays.items():
+        column = path.rpartition("/")[2]
+        if column in ("tokens", "answers", "wrongs") and array.max(initial=0) >= model.bridge.cfg.d_vocab:
+            raise FileError(f"{cache.path}: {path} holds ids beyond the model's vocabulary")
+        if column == "tokens" and array.shape[1] > model.n_ctx:
+            raise FileError(f"{cache.path}: {path} is longer than the model's context of {model.n_ctx}")
 
 
 def top_heads(evaluation: Evaluation, top: int) -> np.ndarray:
@@ -125,18 +146,22 @@ def verify(
 ) -> Verification:
     """Pick on the evaluation episodes, then ablate the picked heads on the live model.
 
-    Every head that is replayed is ablated by the slow reference; the spot check replays all heads by the sweep.
+    Every picked head is ablated by the slow reference on all evaluation prompts. The spot check replays all heads by
+    the sweep on a few prompts of each split, drawn anew at every call, so that nobody can know which to leave alone.
+    Clean and ablated numbers are compared apart: what shifts both alike is no damage, but it is a change.
 
     :param policy: the agent; it gets the task signal on the tasks it was trained on, and none on held-out ones.
     :param plan_k: heads looked at before each pick.
     :param top: how many heads of each task to replay.
     :param tolerance: the largest difference between a live and a cached number that passes, in nats.
-    :param seed: of the spot check's choice of prompts.
+    :param seed: of the fresh prompts; another one draws others.
     :param on_task: called with what is about to be replayed.
+    :raises FileError: the cache's tokens are not the model's, or its prompts are of another generator version.
     :raises UsageError: the cache lacks a task, or a task's pools hold too few fresh prompts.
     """
+    check_tokens(cache, model)
     weight = note.control_weight
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng()
     control = cache.in_split(None, EVALUATION)
     spans = cache.content.arrays["/control/tokens"]
     evaluations = {
@@ -149,36 +174,42 @@ def verify(
     on_task("control")
     sweep = Sweep(model)
     rows = _spot_rows(rng, cache.in_split(None, TRAIN))
+    cached_loss, cached_ablated = cache.content.arrays["/control/clean"], cache.content.arrays["/control/ablated"]
     clean, ablated = sweep.control(spans[rows])
-    spot = np.abs(ablated - clean[:, None] - cache.control_damage[rows]).max()
+    spot = max(largest(clean - cached_loss[rows]), largest(ablated - cached_ablated[rows]))
     clean = in_batches(cache, spans[control], lambda batch: reference.control_loss(model, batch))
-    live_control = {
-        site: in_batches(cache, spans[control], lambda batch, s=site: reference.control_loss(model, batch, s)) - clean
-        for site in sites
-    }
-    control_difference = max(
-        [
-            float(spot),
-            *(float(np.abs(live - cache.control_damage[control, s]).max()) for s, live in live_control.items()),
-        ]
-    )
+    control_difference = max(spot, largest(clean - cached_loss[control]))
+    live_control = {}
+    for site in sites:
+        live = in_batches(cache, spans[control], lambda batch, s=site: reference.control_loss(model, batch, s))
+        control_difference = max(control_difference, largest(live - cached_ablated[control, site]))
+        live_control[site] = live - clean
 
     results = []
     for task, evaluation in evaluations.items():
         on_task(task)
         prompts = cache.prompts(task)
         damage = cache.damage(task)
+        cached_ablated = cache.content.arrays[f"/tasks/{task}/ablated/logit_diff"]
         rows = _spot_rows(rng, cache.in_split(task, TRAIN))
         clean_measures, ablated_measures = sweep.task(prompts[rows])
-        live_spot = clean_measures["logit_diff"][:, None] - ablated_measures["logit_diff"]
+        spot = 0.0
+        for name in SPOT_MEASURES:
+            stored = cache.content.arrays[f"/tasks/{task}/ablated/{name}"][rows]
+            spot = max(spot, largest(clean_measures[name] - cache.clean(task, name)[rows]))
+            spot = max(spot, largest(ablated_measures[name] - stored))
         old = cache.in_split(task, EVALUATION)
-        fresh = fresh_prompts(model, cache, task, fresh_batches * cache.batch_size)
+        fresh = fresh_prompts(model, cache, task, fresh_batches * cache.batch_size, seed)
         order = np.argsort(-cache.scores(task, EVALUATION, weight), kind="stable")
         heads = []
+        clean = live_logit_diff(model, cache, prompts[old])
+        clean_fresh = live_logit_diff(model, cache, fresh)
+        spot = max(spot, largest(clean - cache.clean(task)[old]))
         for site in (int(s) for s in chosen[task]):
-            live = live_damage(model, cache, prompts[old], site)
-            difference = float(np.abs(live - damage[old, site]).max())
-            new = live_damage(model, cache, fresh, site)
+            ablated = live_logit_diff(model, cache, prompts[old], site)
+            difference = largest(ablated - cached_ablated[old, site])
+            live = clean - ablated
+            new = clean_fresh - live_logit_diff(model, cache, fresh, site)
             control_means = bootstrap_means(live_control[site][:, None], np.arange(control.sum()), seed=1)
             low, high = interval(bootstrap_means(new[:, None], fresh.group) - weight * control_means)
             cost = weight * live_control[site].mean()
@@ -195,31 +226,43 @@ def verify(
                     confirmed=bool(difference <= tolerance and low[0] > 0),
                 )
             )
-        results.append(
-            TaskResult(task, task in note.tasks, evaluation, heads, float(np.abs(live_spot - damage[rows]).max()))
-        )
+        results.append(TaskResult(task, task in note.tasks, evaluation, heads, spot))
     return Verification(results, control_difference, tolerance)
 
 
-def live_damage(model: Model, cache: Cache, prompts: Prompts, site: int) -> np.ndarray:
-    """Damage of one head on each prompt, measured now by the slow reference, float32 [prompt]."""
-    return in_batches(
-        cache, prompts, lambda batch: reference.logit_diff(model, batch) - reference.logit_diff(model, batch, site)
-    )
+def largest(differences: np.ndarray) -> float:
+    """The largest absolute difference; infinity where one is not a number."""
+    return float(np.nan_to_num(np.abs(differences), nan=np.inf).max())
 
 
-def fresh_prompts(model: Model, cache: Cache, task: str, n: int) -> Prompts:
+def live_logit_diff(model: Model, cache: Cache, prompts: Prompts, site: int | None = None) -> np.ndarray:
+    """The logit difference of each prompt, clean or with one head ablated, measured now, float32 [prompt]."""
+    return in_batches(cache, prompts, lambda batch: reference.logit_diff(model, batch, site))
+
+
+def fresh_prompts(model: Model, cache: Cache, task: str, n: int, seed: int = 0) -> Prompts:
     """`n` prompts of the evaluation half of the pools that the cache does not hold.
 
     :raises UsageError: the task has no generator here, or its pools hold no more prompts.
+    :raises FileError: the cache's prompts come from another version of the generator.
     """
-    generator = cache.task_attributes(task)["generator"]
+    attributes = cache.task_attributes(task)
+    generator = attributes["generator"]
     if generator not in TASKS:
         raise UsageError(f"no generator {generator!r} for fresh prompts of task {task!r}")
+    if attributes["generator_version"] != TASKS[generator].version:
+        raise FileError(
+            f"the prompts of {task!r} are of version {attributes['generator_version']} of their generator, "
+            f"and this mechrl has version {TASKS[generator].version}: build the cache again"
+        )
     old = cache.prompts(task)
     known = {tuple(row[:length]) for row, length in zip(old.tokens.tolist(), old.length, strict=True)}
     drawn = generate(
-        TASKS[generator], model.vocabulary, n + len(old), EVALUATION, FRESH_SEED + cache.attributes["seed"]
+        TASKS[generator],
+        model.vocabulary,
+        n + len(old),
+        EVALUATION,
+        (FRESH_SEED + cache.attributes["seed"] + seed) % 2**32,
     )
     new = [i for i, row in enumerate(drawn.tokens.tolist()) if tuple(row[: drawn.length[i]]) not in known]
     return drawn[np.array(new[:n])]
@@ -233,4 +276,5 @@ def in_batches(cache: Cache, rows: Prompts | np.ndarray, ask: Callable) -> np.nd
 
 def _spot_rows(rng: np.random.Generator, train: np.ndarray) -> np.ndarray:
     """A few rows of each split."""
-    return np.sort(np.concatenate([rng.choice(np.flatnonzero(s), SPOT_ROWS, replace=False) for s in (train, ~train)]))
+    splits = (np.flatnonzero(train), np.flatnonzero(~train))
+    return np.sort(np.concatenate([rng.permutation(rows)[:SPOT_ROWS] for rows in splits]))
