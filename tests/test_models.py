@@ -1,6 +1,10 @@
 """Loading models, and what `mini` can do."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -63,6 +67,40 @@ def test_a_folder_with_a_damaged_config_is_an_error(tmp_path):
 def test_a_hub_model_without_a_network_names_the_offline_choice():
     with pytest.raises(MachineError, match=r"hub cannot be reached.*--model FOLDER.*--model mini"):
         find_folder("gpt2-that-nobody-has-cached")
+
+
+@pytest.mark.parametrize("arguments", [["--model", "gpt2"], ["--model", str(MINI)]], ids=["model", "control text"])
+def test_a_refused_connection_names_the_offline_choice(tmp_path, arguments):
+    """A process of its own, that may use the hub and finds nobody there."""
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "mechrl.cli.main", "cache", "build", *arguments]
+    ended = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert "the hub cannot be reached" in ended.stderr
+    assert "--control-text FILE" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def edited(tmp_path, **config):
+    """A copy of `mini` with another config."""
+    shutil.copytree(MINI, tmp_path / "copy")
+    path = tmp_path / "copy" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return str(tmp_path / "copy")
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(tmp_path):
+    with pytest.raises(UsageError, match=r"lacks weights: transformer\.h\.6\."):
+        load_model(edited(tmp_path, n_layer=7), device="cpu")
+
+
+def test_the_config_is_part_of_the_fingerprint(mini, tmp_path):
+    assert load_model(edited(tmp_path / "1"), device="cpu").sha256 == mini.sha256
+    for i, change in enumerate(({"n_head": 16}, {"activation_function": "relu"}, {"layer_norm_epsilon": 1e-3})):
+        assert load_model(edited(tmp_path / f"x{i}", **change), device="cpu").sha256 != mini.sha256
 
 
 def test_devices_are_checked():

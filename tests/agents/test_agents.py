@@ -98,6 +98,35 @@ def test_evaluation_plays_the_evaluation_batches_in_pairs(cache):
     np.testing.assert_allclose(evaluation.runs[0], 1 + np.cumsum(np.repeat([1, 2 / 3, 1 / 3], 4)))
 
 
+def test_evaluation_goes_round_the_control_batches_and_leaves_the_episodes_own_out(tmp_path):
+    """Eight task batches against three of control: the i-th pairs with the i-th modulo their number."""
+    rng = np.random.default_rng(3)
+    damage, control = rng.normal(size=(32, 4)).astype(np.float32), rng.normal(size=(12, 4)).astype(np.float32)
+    uneven = table_cache(tmp_path / "t.h5", {"a": damage}, control, 1, 4)
+    evaluation = evaluate(uneven, "a", fixed_order(np.arange(4)), 4)
+    task, spans = damage[24:], control[9:]
+    assert (len(task), len(spans)) == (8, 3)
+    for i in range(8):
+        own = i % 3
+        np.testing.assert_allclose(evaluation.seen[i], task[i] - spans[own], atol=1e-5)
+        expected = np.delete(task, i, 0).mean(0) - np.delete(spans, own, 0).mean(0)
+        np.testing.assert_allclose(evaluation.true_scores[i], expected, atol=1e-5)
+
+
+def test_planning_in_training_never_looks_at_a_head_that_was_tried(cache):
+    looked = []
+
+    class Watched(Episodes):
+        def look(self, sites):
+            looked.append(self.untried[np.arange(self.n), sites].copy())
+            return super().look(sites)
+
+    preset = replace(PRESETS["default"], n_envs=4)
+    train(Watched(ScoreTable.from_cache(cache, TASKS), 4, 10), preset, steps=80, plan_k=3)
+    assert len(looked) >= 3 * 20
+    assert np.all(looked)
+
+
 def test_random_order_tries_every_head_once(cache):
     evaluation = evaluate(cache, "a", random_order(0), 12)
     assert [sorted(row) for row in evaluation.picked.tolist()] == [list(range(12))] * 2
@@ -202,6 +231,14 @@ def test_nothing_in_a_checkpoint_is_executed(trained, note, tmp_path, monkeypatc
         ({"picks": None}, "'picks' is None"),
         ({"n_heads": 5}, "damaged"),
         ({"policy": "cnn"}, "unknown algorithm"),
+        ({"layers": [1] * 200_000}, "sizes out of range"),
+        ({"layers": [4096, 4096], "n_layers": 4096, "n_heads": 4096}, "sizes out of range"),
+        ({"plan_k": 0}, "sizes out of range"),
+        ({"picks": 13}, "sizes out of range"),
+        ({"tasks": [1, 2]}, "tasks are"),
+        ({"hold_out": ["a"]}, "named twice"),
+        ({"control_weight": float("nan")}, "control_weight is nan"),
+        ({"score_scale": 1e9}, "another game"),
     ],
 )
 def test_a_checkpoint_whose_note_is_wrong_is_refused(trained, note, tmp_path, change, message):
@@ -212,6 +249,32 @@ def test_a_checkpoint_whose_note_is_wrong_is_refused(trained, note, tmp_path, ch
             bad.writestr(item, json.dumps({**json.loads(content), **change}) if item == "mechrl.json" else content)
     with pytest.raises(FileError, match=message):
         load_checkpoint(tmp_path / "bad.zip")
+
+
+def repacked(tensors, compression):
+    """A state dict as torch writes it, its inner zip packed again."""
+    plain, packed = io.BytesIO(), io.BytesIO()
+    torch.save(tensors, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", compression) as target:
+        for item in source.namelist():
+            target.writestr(item, source.read(item))
+    return packed.getvalue()
+
+
+def test_tensors_that_are_no_policy_are_refused(trained, note, tmp_path):
+    save_checkpoint(trained, note, tmp_path / "good.zip")
+    state = trained.policy.state_dict()
+    first = next(iter(state))
+    for tensors, compression, message in (
+        (state, zipfile.ZIP_DEFLATED, "compressed"),
+        ({**state, "more": torch.zeros(10**6)}, zipfile.ZIP_STORED, "holds more than the policy"),
+        ({**state, first: state[first] * torch.nan}, zipfile.ZIP_STORED, "not finite"),
+    ):
+        with zipfile.ZipFile(tmp_path / "good.zip") as good, zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad:
+            for item in good.namelist():
+                bad.writestr(item, repacked(tensors, compression) if item == "policy.pth" else good.read(item))
+        with pytest.raises(FileError, match=message):
+            load_checkpoint(tmp_path / "bad.zip")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):

@@ -1,7 +1,9 @@
 """The cache file: written whole, read back the same, and refused when anything is wrong with it."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from helpers import table_cache
 
 from mechrl.cache.files import (
+    check_manifest,
     check_writable,
     manifest_path,
     read_content,
@@ -181,6 +184,12 @@ def test_hostile_files_are_refused_before_they_are_read(path, change):
         ("/tasks/a/split", lambda a: 1 - a, "split"),
         ("/sites/layer", lambda a: a[::-1], "in order"),
         ("/control/split", lambda a: a * 0, "two evaluation batches"),
+        ("/control/tokens", lambda a: a - 5, "out of range"),
+        ("/control/tokens", lambda a: a[:, :1], "too short"),
+        ("/control/clean", lambda a: a + 1e7, "beyond any measurement"),
+        ("/tasks/a/answers", lambda a: a * 0 - 1, "a prompt has none"),
+        ("/tasks/a/wrongs", lambda a: a - 9, "out of range"),
+        ("/sites/kind", lambda a: a + 7, "in order"),
     ],
 )
 def test_senseless_numbers_are_refused_although_well_sealed(path, place, change, message):
@@ -223,9 +232,79 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_a_disk_that_hdf5_finds_full_is_a_message(path, monkeypatch):
+    """HDF5 reports it as a RuntimeError when it closes the file."""
+    before = path.read_bytes()
+
+    def fail(*arguments, **settings):
+        raise RuntimeError("Unable to synchronously close file: file write failed, No space left on device")
+
+    monkeypatch.setattr("h5py.Group.create_dataset", fail)
+    with pytest.raises(MachineError, match=r"cannot write .*No space left"):
+        write_content(path, read_content(path))
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in path.parent.iterdir()) == ["t.h5", "t.h5.json"]
+
+
+def test_a_reader_may_finish_the_rename_while_the_writer_is_at_it(path, monkeypatch):
+    content = read_content(path)
+    replace = os.replace
+
+    def replace_and_read(source, target):
+        replace(source, target)
+        if str(target) == str(path):
+            settle_manifest(path)
+
+    monkeypatch.setattr("os.replace", replace_and_read)
+    write_content(path, content)
+    Cache.open(path)
+    assert manifest_path(path).is_file()
+
+
+def test_hard_links_cannot_make_a_small_file_large(path):
+    manifest_path(path).unlink()
+    with h5py.File(path, "r+") as file:
+        for i in range(5000):
+            file[f"/tasks/t{i}"] = file["/tasks/a"]
+    with pytest.raises(FileError, match="more bytes than it has"):
+        Cache.open(path)
+
+
+def test_a_manifest_that_says_other_things_is_refused(path):
+    manifest = manifest_path(path)
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "n_heads": 999}))
+    with pytest.raises(FileError, match="says other things"):
+        check_manifest(path, read_content(path))
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "message"),
+    [
+        ("/", {"batch_size": 0}, "must be positive"),
+        ("/", {"batch_size": -1}, "must be positive"),
+        ("/", {"task_order": "{"}, "task_order"),
+        ("/", {"task_order": "5"}, "task_order"),
+        ("/", {"task_order": '["a", 1]'}, "task_order"),
+        ("/", {"task_order": "[" * 5000}, "task_order"),
+        ("/", {"model": "\x1b[2Jx"}, "control characters"),
+        ("/tasks/a", {"does_task": "yes"}, "does_task"),
+        ("/tasks/a", {"generator_version": "1"}, "generator_version"),
+    ],
+)
+def test_senseless_attributes_are_refused_although_well_sealed(path, group, change, message):
+    content = read_content(path)
+    attributes = {**content.attributes, group: {**content.attributes[group], **change}}
+    write_content(path, Content(content.arrays, attributes))
+    with pytest.raises(FileError, match=message):
+        Cache.open(path)
+
+
 def test_output_paths_are_tried_first(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="cannot write"):
         check_writable(tmp_path / "file" / "x.h5")
-    with pytest.raises(UsageError, match="is a folder"):
-        check_writable(tmp_path)
+    with pytest.raises(MachineError, match="cannot write"):
+        check_writable(tmp_path / ("x" * 300))
+    for not_a_file in (tmp_path, Path("/dev/null")):
+        with pytest.raises(UsageError, match="a folder or a device"):
+            check_writable(not_a_file)

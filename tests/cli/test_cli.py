@@ -127,6 +127,15 @@ def test_the_paper_preset_runs(call, small_cache, tmp_path):
         (train_command, ["--from-cache", "CACHE", "--tasks", "iou"], 2, "Did you mean 'ioi'"),
         (train_command, ["--from-cache", "CACHE", "--hold-out", "ioi"], 2, "no task may be named twice"),
         (train_command, ["--from-cache", "CACHE", "--picks", "49"], 2, "48 heads, not 49"),
+        (train_command, ["--from-cache", "CACHE", "--tasks", "ioi,ioi"], 2, "named twice"),
+        (train_command, ["--from-cache", "CACHE", "--tasks", "induction_matched"], 2, "is not in"),
+        (train_command, ["--from-cache", "CACHE", "--out", "CACHE"], 2, "would overwrite the cache"),
+        (train_command, ["--from-cache", "CACHE", "--control-weight", "nan"], 2, "nan is not between"),
+        (train_command, ["--from-cache", "CACHE", "--seed", str(2**32)], 2, "range"),
+        (train_command, ["--from-cache", "CACHE", "--tensorboard", "text.h5"], 1, "File exists"),
+        (verify_command, ["x.zip", "--tolerance", "-1"], 2, "-1.0 is not between"),
+        (cache_command, ["build", "--device", "cpu:foo"], 2, "unknown device"),
+        (cache_command, ["build", "--model", "text.h5"], 2, "no such folder"),
         (train_command, ["--from-cache", "CACHE", "--out", "CACHE/x.zip"], 1, "cannot write"),
         (train_command, ["--from-cache", "text.h5"], 4, "not a mechrl cache"),
         (train_command, ["--from-cache", "CACHE", "--live", "--model", "./nope"], 2, "no such folder"),
@@ -169,6 +178,20 @@ def test_wrong_input_gets_one_message_and_its_exit_code(
     assert "Traceback" not in err
     assert out == ""
     assert [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.name != "cache"] == []
+
+
+def test_a_full_stdout_is_a_message(small_cache, tmp_path):
+    command = [sys.executable, "-m", "mechrl.cli.main", "cache", "info", str(small_cache.path)]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, check=False, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert "No space left" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_one_pick_is_enough_for_the_paper_preset(call, small_cache, tmp_path):
+    flags = ("--from-cache", small_cache.path, "--picks", 1, "--steps", 8, "--out", tmp_path / "c.zip")
+    assert call(train_command, "--preset", "paper", *flags)[0] == 0
 
 
 def test_a_task_that_the_model_cannot_do_is_warned_of_and_recorded(call, tmp_path, mini, monkeypatch):

@@ -89,6 +89,21 @@ def held_out_only(name, values):
     return values + 0.5 if name == "/tasks/docstring/ablated/logit_diff" else values
 
 
+def training_half(name, values):
+    """All training numbers of the trained tasks, but for two prompts."""
+    if "/ablated/logit_diff" in name and "docstring" not in name:
+        values[2:16] *= -3
+    return values
+
+
+def another_measure(name, values):
+    return values + 0.5 if name == "/tasks/ioi/ablated/kl" else values
+
+
+def control_only(name, values):
+    return values + 0.1 if name == "/control/ablated" else values
+
+
 def a_head_nobody_picks(name, values):
     """Hides the best head of induction."""
     if name == "/tasks/induction/ablated/logit_diff":
@@ -98,8 +113,16 @@ def a_head_nobody_picks(name, values):
 
 @pytest.mark.parametrize(
     "change",
-    [lambda name, values: values * 0.9, one_head, held_out_only, a_head_nobody_picks],
-    ids=["all numbers", "one head", "held-out task", "a head nobody picks"],
+    [
+        lambda name, values: values * 0.9,
+        one_head,
+        held_out_only,
+        a_head_nobody_picks,
+        training_half,
+        another_measure,
+        control_only,
+    ],
+    ids=["all numbers", "one head", "held-out task", "a head nobody picks", "training half", "kl", "control"],
 )
 def test_an_altered_and_resealed_cache_is_not_confirmed(mini, small_cache, checkpoint, tmp_path, change):
     lying = altered(small_cache, tmp_path / "lying.h5", change)
@@ -107,6 +130,40 @@ def test_an_altered_and_resealed_cache_is_not_confirmed(mini, small_cache, check
     found = verify(mini, lying, policy, note, top=2, fresh_batches=2)
     assert not found.replayed
     assert not found.confirmed
+
+
+def test_numbers_shifted_clean_and_ablated_alike_are_not_confirmed(mini, small_cache, checkpoint, tmp_path):
+    """The damage is the same, and the cache still lies about the model."""
+    content = read_content(small_cache.path)
+    shifted = {k: v - 3 if k.startswith("/tasks/ioi/") and "logit_diff" in k else v for k, v in content.arrays.items()}
+    write_content(tmp_path / "lying.h5", Content(shifted, content.attributes))
+    policy, note = load_checkpoint(checkpoint)
+    assert not verify(mini, Cache.open(tmp_path / "lying.h5"), policy, note, top=1, fresh_batches=2).replayed
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "message"),
+    [
+        ("/", {"tokenizer_sha256": "0" * 64}, "another tokenizer"),
+        ("/tasks/ioi", {"generator_version": 99}, "version 99 of their generator"),
+    ],
+)
+def test_prompts_that_are_not_this_models_are_refused(mini, small_cache, checkpoint, tmp_path, group, change, message):
+    content = read_content(small_cache.path)
+    attributes = {**content.attributes, group: {**content.attributes[group], **change}}
+    write_content(tmp_path / "other.h5", Content(content.arrays, attributes))
+    policy, note = load_checkpoint(checkpoint)
+    with pytest.raises(FileError, match=message):
+        verify(mini, Cache.open(tmp_path / "other.h5"), policy, note, top=1, fresh_batches=1)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(mini, small_cache, checkpoint, tmp_path):
+    content = read_content(small_cache.path)
+    arrays = {**content.arrays, "/tasks/ioi/answers": content.arrays["/tasks/ioi/answers"] + 10_000}
+    write_content(tmp_path / "other.h5", Content(arrays, content.attributes))
+    policy, note = load_checkpoint(checkpoint)
+    with pytest.raises(FileError, match="beyond the model's vocabulary"):
+        verify(mini, Cache.open(tmp_path / "other.h5"), policy, note, top=1, fresh_batches=1)
 
 
 def test_the_command_ends_with_0_3_and_4(small_cache, checkpoint, tmp_path, call):
@@ -136,6 +193,8 @@ def test_a_cache_of_another_model_is_refused(small_cache, checkpoint, tmp_path):
         check_fits(small_cache, replace(note, ablation="mean"))
     with pytest.raises(FileError, match="built from another model"):
         check_fits(small_cache, note, "f" * 64)
+    with pytest.raises(FileError, match="it knows task 'greater_than'"):
+        check_fits(small_cache, replace(note, hold_out=["greater_than"]))
 
 
 def test_fresh_prompts_are_not_in_the_cache(mini, small_cache):
