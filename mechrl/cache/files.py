@@ -47,8 +47,8 @@ def write_whole(
             _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-        raise MachineError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def check_writable(path: Path) -> None:
@@ -92,7 +92,8 @@ def write_content(path: Path, content: Content, manifest: bool = True) -> Conten
         text = json.dumps({"file": path.name, "sha256": file_sha256(temporary), **root}, indent=1)
         write_whole(_new(path), lambda new: new.write_text(text))
 
-    write_whole(path, lambda temporary: _write_hdf5(temporary, content), write_manifest if manifest else None)
+    image = _hdf5(content)
+    write_whole(path, lambda temporary: temporary.write_bytes(image), write_manifest if manifest else None)
     if manifest:
         with contextlib.suppress(FileNotFoundError):  # a reader has done it
             os.replace(_new(path), manifest_path(path))
@@ -103,8 +104,9 @@ def _new(path: Path) -> Path:
     return path.with_name(path.name + ".json.new")
 
 
-def _write_hdf5(path: Path, content: Content) -> None:
-    with h5py.File(path, "w") as file:
+def _hdf5(content: Content) -> bytes:
+    """The file as bytes. Made in memory, because HDF5 meets a full disk with errors that say nothing of it."""
+    with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
         for name, array in content.arrays.items():
             row_bytes = max(1, array.nbytes // max(1, len(array)))
             rows = min(max(1, CHUNK_BYTES // row_bytes), max(1, len(array)))
@@ -114,6 +116,7 @@ def _write_hdf5(path: Path, content: Content) -> None:
             for key, value in attributes.items():
                 file.require_group(group).attrs[key] = value
         file.flush()
+        return file.id.get_file_image()
 
 
 def settle_manifest(path: Path) -> None:

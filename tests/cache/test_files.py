@@ -232,16 +232,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_a_disk_that_hdf5_finds_full_is_a_message(path, monkeypatch):
-    """HDF5 reports it as a RuntimeError when it closes the file."""
+def test_a_full_disk_is_a_message_and_the_old_cache_stays(path, monkeypatch):
     before = path.read_bytes()
 
-    def fail(*arguments, **settings):
-        raise RuntimeError("Unable to synchronously close file: file write failed, No space left on device")
+    def fail(self, data):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("h5py.Group.create_dataset", fail)
+    content = read_content(path)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(MachineError, match=r"cannot write .*No space left"):
-        write_content(path, read_content(path))
+        write_content(path, content)
     assert path.read_bytes() == before
     assert sorted(p.name for p in path.parent.iterdir()) == ["t.h5", "t.h5.json"]
 
