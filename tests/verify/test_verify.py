@@ -201,6 +201,7 @@ def test_fresh_prompts_are_not_in_the_cache(mini, small_cache):
     for task in small_cache.tasks:
         fresh, old = fresh_prompts(mini, small_cache, task, 64), small_cache.prompts(task)
         assert len(fresh) == 64
+        assert not set(fresh.answers.ravel()) & set(old.answers[old.split == 0].ravel()), "of the evaluation half"
         assert not {r.tobytes() for r in fresh.tokens} & {r[: fresh.tokens.shape[1]].tobytes() for r in old.tokens}
 
 
