@@ -16,7 +16,7 @@ from mechrl.cache.files import read_content, write_content
 from mechrl.cache.format import Content
 from mechrl.cache.merge import Piece, join_parts, merge, pieces_of
 from mechrl.cache.workspace import workspace
-from mechrl.errors import FileError, MachineError, MechrlError, UsageError
+from mechrl.errors import FileError, MachineError, MechrlError, UsageError, unknown_name
 from mechrl.models import WEIGHT_PROCESSING, Model
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, usable_pools
 from mechrl.tasks.control import control_spans
@@ -47,6 +47,9 @@ class BuildSettings:
     def __post_init__(self) -> None:
         for name in self.tasks:
             get_task(name)
+        kinds = [kind.value for kind in Ablation]
+        if self.ablation not in kinds:
+            raise unknown_name("ablation", self.ablation, kinds)
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UsageError(f"--tasks needs one or more tasks, each once; got {','.join(self.tasks)!r}")
         for flag, number, least in (

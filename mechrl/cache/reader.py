@@ -1,6 +1,5 @@
 """`Cache`: a cache in memory, as everything after the build sees it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,8 +150,3 @@ class Cache:
 
     def _batch_means(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(-1, self.batch_size, self.n_sites).mean(1)
-
-
-def task_parameters(cache: Cache, task: str) -> dict[str, Any]:
-    """The generator's parameters of a task: seed, fillers dropped."""
-    return json.loads(cache.task_attributes(task)["generator_params"])

@@ -146,6 +146,7 @@ def test_shards_that_do_not_make_a_cache_are_refused(mini, shards, tmp_path):
     [
         ({"tasks": ("iou",)}, "Did you mean 'ioi'"),
         ({"tasks": ()}, "one or more tasks"),
+        ({"ablation": "mean"}, "unknown ablation 'mean'"),
         ({"tasks": ("ioi", "ioi")}, "each once"),
         ({"batches": 2}, "--batches must be at least 3"),
         ({"control_batches": 0}, "--control-batches"),

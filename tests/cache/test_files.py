@@ -143,7 +143,7 @@ def make_compressed(file, other):
 
 def make_huge(file, other):
     del file["/control/clean"]
-    file.create_dataset("/control/clean", (2**40,), "f4", chunks=(2**20,), fletcher32=True)
+    file.create_dataset("/control/clean", (2**28,), "f4", chunks=(2**20,), fletcher32=True)
 
 
 def make_wrong_dtype(file, other):
