@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,11 +56,18 @@ def run(command: click.Command) -> NoReturn:
         click.secho("error: out of memory", err=True, fg="red")
         sys.exit(1)
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_stdout()
         sys.exit(1)
     except OSError as error:
+        _drop_stdout()
         click.secho(f"error: {error}", err=True, fg="red")
         sys.exit(1)
+
+
+def _drop_stdout() -> None:
+    """Sends what is still to be flushed nowhere, or Python would fail on it once more when it ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
