@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -111,9 +112,20 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
     return Model(bridge, name, revision, sha256, tokenizer_sha256, Vocabulary(tokenizer))
 
 
+def cast(model: Model, dtype: str) -> None:
+    """Brings a loaded model to `float32`, `bfloat16` or `float16`, in place; it was folded in float32."""
+    with contextlib.redirect_stdout(io.StringIO()):  # the bridge announces it on stdout
+        model.bridge.to(getattr(torch, dtype))
+
+
 def is_folder(name: str) -> bool:
     """Whether a model name means a folder: it exists, or it is written as a path."""
     return os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def absolute_name(name: str) -> str:
+    """A folder's name that means the same in every working directory; other names as they are."""
+    return str(Path(name).expanduser().absolute()) if is_folder(name) and name != "mini" else name
 
 
 def find_folder(name: str, revision: str = "") -> Path:
@@ -171,13 +183,16 @@ def _fetch(name: str, revision: str) -> Path:
 
 
 def _speed_up(bridge: Any) -> None:
-    """Two changes that leave the numbers alone and take a third off a sweep on CPU.
+    """Three changes that leave the numbers alone and take a third off a sweep on CPU.
 
-    In compatibility mode attention looks for queries that see no key at all, which right padding never makes, and
-    GPT-2's activation is put together from seven elementwise operations.
+    In compatibility mode attention looks for queries that see no key at all, which right padding never makes; GPT-2's
+    activation is put together from seven elementwise operations, and LayerNorm from six.
     """
     for block in bridge.blocks:
         block.attn.compatibility_mode = False
+    for module in bridge.modules():
+        if isinstance(getattr(module, "original_component", None), torch.nn.LayerNorm):
+            module.__dict__["_python_norm_forward"] = module.original_component.forward
     for module in bridge.original_model.modules():
         for name, child in module.named_children():
             if type(child).__name__ == "NewGELUActivation":

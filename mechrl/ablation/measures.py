@@ -4,15 +4,15 @@ import torch
 
 
 def _logsumexp_of(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """log Σ exp over the columns `ids` [row, k] of `values` [row, vocabulary], where -1 means none."""
-    picked = values.gather(-1, ids.clamp(min=0))
+    """log Σ exp over the columns `ids` [row, k] of `values` […, row, vocabulary], where -1 means none."""
+    picked = values.gather(-1, ids.clamp(min=0).expand(*values.shape[:-1], -1))
     return picked.masked_fill(ids < 0, -torch.inf).logsumexp(-1)
 
 
 def measure(
     logits: torch.Tensor, clean_logprobs: torch.Tensor, answers: torch.Tensor, wrongs: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """All measures of DESIGN, each [row].
+    """All measures of DESIGN, each […, row].
 
     - `logit_diff`: logsumexp of the answers' logits minus logsumexp of the wrongs', in nats.
     - `logprob`: log probability of the answers together, in nats.
@@ -20,7 +20,7 @@ def measure(
     - `top1`: 1 where the most probable token is an answer.
     - `prob_diff`: probability of the answers minus that of the wrongs.
 
-    :param logits: [row, vocabulary].
+    :param logits: […, row, vocabulary], such as one [row, vocabulary] per ablated head.
     :param clean_logprobs: log-softmax of the clean logits, [row, vocabulary].
     :param answers: int64 [row, k], padded with -1; `wrongs` likewise.
     """

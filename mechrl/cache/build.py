@@ -1,8 +1,9 @@
 """Building a cache: prompts, self-check, one piece after another into `<out>.build/`, and the merge."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ import numpy as np
 
 import mechrl
 from mechrl.ablation import Ablation
-from mechrl.ablation.sweep import Sweep
-from mechrl.cache.files import read_content, write_content
+from mechrl.ablation.flops import Shape
+from mechrl.cache.files import write_content
 from mechrl.cache.format import Content
-from mechrl.cache.merge import Piece, join_parts, merge, pieces_of
+from mechrl.cache.merge import Part, Piece, join_parts, merge
+from mechrl.cache.worker import Recipe, Shard, Swept, Worker
 from mechrl.cache.workspace import workspace
-from mechrl.errors import FileError, MachineError, MechrlError, UsageError, unknown_name
-from mechrl.models import WEIGHT_PROCESSING, Model
+from mechrl.errors import MechrlError, UsageError, unknown_name
+from mechrl.models import WEIGHT_PROCESSING, Model, absolute_name
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, usable_pools
 from mechrl.tasks.control import control_spans
 
 SHARD_BATCHES = 4
+DTYPES = ("float32", "bfloat16", "float16")
 LIBRARIES = ("torch", "transformers", "transformer-lens", "numpy", "h5py")
 
 
@@ -32,6 +35,7 @@ class BuildSettings:
     :param tasks: names of built-in tasks.
     :param batches: prompt batches of each task; the last quarter of them, at least 2, is for evaluation.
     :param control_batches: batches of control spans, split likewise.
+    :param dtype: what the swept model computes in, after folding in float32; `tf32` lets a GPU round float32 factors.
     :param control_source: `prose`, `wikitext-2` or `text:` and the hash of a user's text; see `tasks.control`.
     :raises UsageError: a name that does not exist or a number out of range.
     """
@@ -43,10 +47,16 @@ class BuildSettings:
     control_source: str = "prose"
     ablation: str = Ablation.ZERO.value
     seed: int = 0
+    dtype: str = "float32"
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         for name in self.tasks:
             get_task(name)
+        if self.dtype not in DTYPES:
+            raise unknown_name("dtype", self.dtype, list(DTYPES))
+        if self.tf32 and self.dtype != "float32":
+            raise UsageError(f"--tf32 is a way to multiply float32; it does not go with --dtype {self.dtype}")
         kinds = [kind.value for kind in Ablation]
         if self.ablation not in kinds:
             raise unknown_name("ablation", self.ablation, kinds)
@@ -76,6 +86,13 @@ class Material:
     control_tokens: np.ndarray
     control_split: np.ndarray
     attributes: dict[str, dict[str, Any]]
+
+    def shard(self, piece: Piece, batch_size: int) -> Shard:
+        """The rows of a piece, as a worker gets them."""
+        rows = slice(piece.first_row, piece.first_row + piece.rows)
+        if piece.name == "control":
+            return Shard(piece, batch_size, spans=self.control_tokens[rows])
+        return Shard(piece, batch_size, prompts=self.prompts[piece.name][rows])
 
     def rows(self, name: str) -> int:
         """How many prompts a task has, or how many control spans there are."""
@@ -120,18 +137,24 @@ def build(
     out: Path,
     control_text: str | None = None,
     shard: tuple[int, int] = (1, 1),
-    on_batches: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[float, float], None] = lambda done, total: None,
+    cluster: Any = None,
+    device: str = "auto",
 ) -> Path:
     """Sweep every head on every prompt and write the cache, or one shard of it, to `out`.
 
     Pieces that an interrupted build with the same settings left in `<out>.build/` are kept.
 
+    :param model: in float32; without a cluster it is cast to the settings' dtype in place.
     :param control_text: the text that `settings.control_source` stands for; None for generated prose.
     :param shard: (i, n) for the i-th of n parts, counted from 1; `merge` joins the parts.
-    :param on_batches: called with the batches done and their total.
+    :param on_progress: called with the work done and all of it, in floating-point operations.
+    :param cluster: a Dask client whose workers do the sweeping; by default this process does.
+    :param device: which device the workers of a cluster use.
     :raises UsageError: a task does not fit the model, or another build of the same file is running.
-    :raises MachineError: a number is not finite, the self-check fails, the disk is full or not writable.
-    :raises FileError: `<out>.build/` belongs to a build with other settings.
+    :raises MachineError: a number is not finite, the self-check fails, the disk is full or not writable, a worker
+        failed three times.
+    :raises FileError: `<out>.build/` belongs to a build with other settings, or a worker has another model or mechrl.
     """
     material = prepare(model, settings, control_text)
     pieces = plan(settings, material, shard)
@@ -139,46 +162,40 @@ def build(
         raise UsageError(
             f"shard {shard[0]}/{shard[1]} would be empty: use at most {len(plan(settings, material))} shards"
         )
-    sweep = Sweep(model)
     identity = {
         "mechrl_version": mechrl.__version__,
         "model_sha256": model.sha256,
         "tokenizer_sha256": model.tokenizer_sha256,
-        "device": model.device.type,
+        "device": model.device.type if cluster is None else device,
         **asdict(settings),
         "shard": list(shard),
     }
     with workspace(out, identity) as folder:
-        root = _root_attributes(model, settings, sweep)
-        try:
-            root["self_check_error"] = sweep.self_check(material.prompts[settings.tasks[0]])
-        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-            raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
-        rows = {name: material.rows(name) for name in ("control", *settings.tasks)}
-        total = sum(piece.rows for piece in pieces) // settings.batch_size
-        done = 0
-        parts = []
-        for piece in pieces:
-            path = folder / f"{piece.name}-{piece.first_row:07}.h5"
-            part = _finished(path)
-            if part is None:
-                columns: dict[str, list[np.ndarray]] = {}
-                for first in range(piece.first_row, piece.first_row + piece.rows, settings.batch_size):
-                    batch = slice(first, first + settings.batch_size)
-                    for key, array in _sweep_batch(sweep, material, piece.name, batch).items():
-                        columns.setdefault(key, []).append(array)
-                    done += 1
-                    on_batches(done, total)
-                note = json.dumps({"pieces": [piece], "rows": rows})
-                attributes = {"/": {**root, "complete": False, "shard": note}}
-                if piece.name != "control":
-                    attributes[f"/tasks/{piece.name}"] = material.attributes[f"/tasks/{piece.name}"]
-                joined = {key: np.concatenate(arrays) for key, arrays in columns.items()}
-                part = write_content(path, Content(joined, attributes), manifest=False)
-            else:
-                done += piece.rows // settings.batch_size
-                on_batches(done, total)
-            parts.append(part)
+        finished = {piece: _finished(_shard_path(folder, piece)) for piece in pieces}
+        progress = _Progress(model, material, on_progress)
+        progress.start(finished)
+        recipe = Recipe(
+            mechrl.__version__,
+            absolute_name(model.name),
+            model.revision,
+            model.sha256,
+            settings.dtype,
+            settings.tf32,
+            material.prompts[settings.tasks[0]][:4],
+            min((part.root["effective_batch"] for part in finished.values() if part is not None), default=None),
+        )
+        missing = [material.shard(piece, settings.batch_size) for piece in pieces if finished[piece] is None]
+        if cluster is None:
+            swept = _sweep_here(model, recipe, missing, progress) if missing else iter(())
+        else:
+            from mechrl.cache.cluster import sweep_shards
+
+            swept = progress.over(sweep_shards(cluster, recipe, device, missing))
+        root = _root_attributes(model, settings)
+        root["shard"] = json.dumps({"rows": {name: material.rows(name) for name in ("control", *settings.tasks)}})
+        for result in swept:
+            _write_shard(_shard_path(folder, result.piece), result, material, root)
+        parts = [Part.read(_shard_path(folder, piece)) for piece in pieces]
         write_content(out, merge(parts) if shard[1] == 1 else join_parts(parts))
     return out
 
@@ -189,15 +206,7 @@ def merge_files(out: Path, parts: Sequence[Path]) -> None:
     :raises UsageError: no such file.
     :raises FileError: a part is damaged, missing, there twice, or of another build.
     """
-    contents = []
-    for path in parts:
-        content = read_content(path)
-        try:
-            pieces_of(content)
-        except FileError as error:
-            raise FileError(f"{path}: {error}") from error
-        contents.append(content)
-    write_content(out, merge(contents))
+    write_content(out, merge([Part.read(path) for path in parts]))
 
 
 def make_prompts(model: Model, name: str, settings: BuildSettings) -> tuple[Prompts, dict[str, Any]]:
@@ -226,25 +235,73 @@ def _check_length(model: Model, what: str, length: int) -> None:
         raise UsageError(f"{what} has {length} tokens in a sequence and {model.name!r} takes {model.n_ctx} at most")
 
 
-def _sweep_batch(sweep: Sweep, material: Material, name: str, rows: slice) -> dict[str, np.ndarray]:
-    """The columns of one batch of a task, or of control, by their paths."""
-    try:
-        if name == "control":
-            tokens, split = material.control_tokens[rows], material.control_split[rows]
-            clean_loss, ablated_loss = sweep.control(tokens)
-            columns = {"tokens": tokens, "split": split, "clean": clean_loss, "ablated": ablated_loss}
-            return {f"/control/{key}": array for key, array in columns.items()}
-        prompts = material.prompts[name][rows]
-        clean, ablated = sweep.task(prompts)
-    except MachineError as error:
-        raise MachineError(f"{name}, rows {rows.start} to {rows.stop - 1}: {error}") from error
-    columns = {**vars(prompts)}
-    columns |= {f"clean/{measure}": values for measure, values in clean.items()}
-    columns |= {f"ablated/{measure}": values for measure, values in ablated.items()}
-    return {f"/tasks/{name}/{key}": array for key, array in columns.items()}
+def _sweep_here(model: Model, recipe: Recipe, shards: Sequence[Shard], progress: "_Progress") -> Iterator[Swept]:
+    """Sweep shards in this process, one after the other."""
+    worker = Worker(model, recipe)
+    for shard in shards:
+        yield worker(shard, partial(progress.add, shard.piece, shard.batch_size))
 
 
-def _root_attributes(model: Model, settings: BuildSettings, sweep: Sweep) -> dict[str, Any]:
+class _Progress:
+    """Adds up what is done, in operations, so that a control batch counts for what it costs."""
+
+    def __init__(self, model: Model, material: Material, on_progress: Callable[[float, float], None]):
+        shape = Shape.of(model)
+        positions = {name: prompts.tokens.shape[1] for name, prompts in material.prompts.items()}
+        self.per_row = {name: shape.sweep(1, n) for name, n in positions.items()}
+        self.per_row["control"] = shape.sweep(1, material.control_tokens.shape[1], task=False)
+        self.on_progress = on_progress
+        self.done = self.total = 0
+
+    def start(self, finished: Mapping[Piece, Part | None]) -> None:
+        """Begins with what an earlier run has finished, so that it does not count for the speed."""
+        work = {piece: piece.rows * self.per_row[piece.name] for piece in finished}
+        self.total = sum(work.values())
+        self.done = sum(work[piece] for piece, part in finished.items() if part is not None)
+        self.on_progress(self.done, self.total)
+
+    def add(self, piece: Piece, rows: int) -> None:
+        self.done += rows * self.per_row[piece.name]
+        self.on_progress(self.done, self.total)
+
+    def over(self, swept: Iterator[Swept]) -> Iterator[Swept]:
+        """Counts whole shards as they come."""
+        for result in swept:
+            self.add(result.piece, result.piece.rows)
+            yield result
+
+
+def _shard_path(folder: Path, piece: Piece) -> Path:
+    return folder / f"{piece.name}-{piece.first_row:07}.h5"
+
+
+def _write_shard(path: Path, swept: Swept, material: Material, root: dict[str, Any]) -> None:
+    piece = swept.piece
+    shard = material.shard(piece, piece.rows)
+    if shard.prompts is None:
+        place = "/control"
+        rows = slice(piece.first_row, piece.first_row + piece.rows)
+        arrays = {"tokens": shard.spans, "split": material.control_split[rows], **swept.arrays}
+    else:
+        place = f"/tasks/{piece.name}"
+        arrays = {**vars(shard.prompts), **swept.arrays}
+    attributes = {
+        "/": {
+            **root,
+            "shard": json.dumps({"pieces": [piece], **json.loads(root["shard"])}),
+            "complete": False,
+            "device": swept.device,
+            "effective_batch": swept.pass_tokens,
+            "self_check_error": swept.self_check_error,
+        }
+    }
+    if place != "/control":
+        attributes[place] = material.attributes[place]
+    content = Content({f"{place}/{name}": array for name, array in arrays.items()}, attributes)
+    write_content(path, content, manifest=False)
+
+
+def _root_attributes(model: Model, settings: BuildSettings) -> dict[str, Any]:
     return {
         "mechrl_version": mechrl.__version__,
         "model": model.name,
@@ -256,21 +313,19 @@ def _root_attributes(model: Model, settings: BuildSettings, sweep: Sweep) -> dic
         "ablation": settings.ablation,
         "weight_processing": WEIGHT_PROCESSING,
         "prepend_bos": model.vocabulary.bos is not None,
-        "dtype": "float32",
-        "tf32": False,
-        "device": model.device.type,
+        "dtype": settings.dtype,
+        "tf32": settings.tf32,
         "seed": settings.seed,
         "batch_size": settings.batch_size,
-        "effective_batch": sweep.rows,
         "control_source": settings.control_source,
         "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
         "task_order": json.dumps(list(settings.tasks)),
     }
 
 
-def _finished(path: Path) -> Content | None:
+def _finished(path: Path) -> Part | None:
     """A shard that an earlier run finished; None if there is none, or a damaged one."""
     try:
-        return read_content(path)
+        return Part.read(path)
     except MechrlError:
         return None

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mechrl.cache.format import FORMAT, VERSION, Content, check_version, content_sha256, dataset_rule
+from mechrl.cache.format import FORMAT, VERSION, Content, blocks, check_version, content_sha256, dataset_rule
 from mechrl.errors import FileError, MachineError, UsageError
 
 CHUNK_BYTES = 2**20
@@ -92,8 +94,7 @@ def write_content(path: Path, content: Content, manifest: bool = True) -> Conten
         text = json.dumps({"file": path.name, "sha256": file_sha256(temporary), **root}, indent=1)
         write_whole(_new(path), lambda new: new.write_text(text))
 
-    image = _hdf5(content)
-    write_whole(path, lambda temporary: temporary.write_bytes(image), write_manifest if manifest else None)
+    write_whole(path, lambda temporary: _write_hdf5(temporary, content), write_manifest if manifest else None)
     if manifest:
         with contextlib.suppress(FileNotFoundError):  # a reader has done it
             os.replace(_new(path), manifest_path(path))
@@ -104,19 +105,40 @@ def _new(path: Path) -> Path:
     return path.with_name(path.name + ".json.new")
 
 
-def _hdf5(content: Content) -> bytes:
-    """The file as bytes. Made in memory, because HDF5 meets a full disk with errors that say nothing of it."""
-    with h5py.File("in memory", "w", driver="core", backing_store=False) as file:
-        for name, array in content.arrays.items():
-            row_bytes = max(1, array.nbytes // max(1, len(array)))
-            rows = min(max(1, CHUNK_BYTES // row_bytes), max(1, len(array)))
-            chunks = (rows, *(max(1, n) for n in array.shape[1:]))
-            file.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
-        for group, attributes in content.attributes.items():
-            for key, value in attributes.items():
-                file.require_group(group).attrs[key] = value
-        file.flush()
-        return file.id.get_file_image()
+class _DiskFile(io.FileIO):
+    """A file whose first failed write is kept as `error` instead of raised, because HDF5 crashes on a full disk."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+
+def _write_hdf5(path: Path, content: Content) -> None:
+    """:raises OSError: the disk is full, or fails otherwise."""
+    with _DiskFile(path, "w+b") as disk:
+        with h5py.File(disk, "w") as file:
+            for name, array in content.arrays.items():
+                row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
+                rows = min(max(1, CHUNK_BYTES // row_bytes), max(1, array.shape[0]))
+                chunks = (rows, *(max(1, n) for n in array.shape[1:]))
+                dataset = file.create_dataset(name, array.shape, array.dtype, chunks=chunks, fletcher32=True)
+                first = 0
+                for block in blocks(array):
+                    if disk.error is None:
+                        dataset[first : first + len(block)] = block
+                    first += len(block)
+            for group, attributes in content.attributes.items():
+                for key, value in attributes.items():
+                    file.require_group(group).attrs[key] = value
+        if disk.error is not None:
+            raise disk.error
 
 
 def settle_manifest(path: Path) -> None:
@@ -156,6 +178,18 @@ def read_content(path: Path) -> Content:
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
         raise FileError(f"{path}: damaged, or not a mechrl cache ({error})") from error
     return content
+
+
+def read_rows(path: Path, dataset: str, rows: slice) -> np.ndarray:
+    """A few rows out of a file that `read_content` has found sound.
+
+    :raises FileError: it has become damaged since.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return file[dataset][rows]
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise FileError(f"{path}: damaged ({error})") from error
 
 
 def check_manifest(path: Path, content: Content | None = None) -> bool:

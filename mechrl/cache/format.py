@@ -7,7 +7,7 @@ hashing all work on that.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,25 @@ REQUIRED_ATTRIBUTES = {
 
 
 @dataclass(frozen=True)
-class Content:
-    """Everything a file holds: arrays by path, attributes by the path of their group ("/" for the file)."""
+class Column:
+    """An array that is read block by block, because the whole may not fit in memory.
 
-    arrays: Mapping[str, np.ndarray]
+    :param blocks: each gives consecutive rows, when it is called.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Sequence[Callable[[], np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything a file holds: arrays by path, attributes by the path of their group ("/" for the file).
+
+    What is read from a file are numpy arrays; what is about to be written may be `Column`s.
+    """
+
+    arrays: Mapping[str, Any]
     attributes: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -71,12 +86,20 @@ class Content:
         return json.loads(self.root["task_order"])
 
 
+def blocks(array: np.ndarray | Column) -> Iterator[np.ndarray]:
+    """The rows of an array, a few at a time if it is a `Column`."""
+    if isinstance(array, Column):
+        return (block() for block in array.blocks)
+    return iter([array])
+
+
 def content_sha256(content: Content) -> str:
     """The hash of every array and attribute except the hash itself: two builds of one cache agree in it."""
     digest = hashlib.sha256()
     for path, array in sorted(content.arrays.items()):
         digest.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        for block in blocks(array):
+            digest.update(np.ascontiguousarray(block).tobytes())
     for path, attributes in sorted(content.attributes.items()):
         kept = {key: value for key, value in attributes.items() if key != "content_sha256"}
         digest.update(f"{path} {json.dumps(kept, sort_keys=True)}\n".encode())

@@ -2,12 +2,16 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mechrl.cache.format import Content
+from mechrl.cache.files import read_content, read_rows
+from mechrl.cache.format import Column, Content, blocks
 from mechrl.errors import FileError
 
 # What parts of one build may differ in, because they may come from different machines.
@@ -22,67 +26,102 @@ class Piece(NamedTuple):
     rows: int
 
 
-def pieces_of(part: Content) -> list[Piece]:
-    """The pieces of a part of a build, in the order of its arrays.
+@dataclass(frozen=True)
+class Part:
+    """A part of a build on disk: its attributes, and dtype and shape of its arrays by their paths."""
 
-    :raises FileError: the file is not a part of a build.
-    """
-    if "shard" not in part.root:
-        raise FileError("not a part of a build but a finished cache")
-    return [Piece(*piece) for piece in json.loads(part.root["shard"])["pieces"]]
+    path: Path
+    attributes: Mapping[str, Mapping[str, Any]]
+    shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Part":
+        """Check every byte of a part, and keep what describes it.
+
+        :raises UsageError: no such file.
+        :raises FileError: it is damaged, or not a part of a build.
+        """
+        content = read_content(path)
+        if "shard" not in content.root:
+            raise FileError(f"{path}: not a part of a build but a finished cache")
+        part = cls(path, content.attributes, {name: (a.dtype, a.shape) for name, a in content.arrays.items()})
+        try:
+            for piece in part.pieces:
+                key = "/control/clean" if piece.name == "control" else f"/tasks/{piece.name}/length"
+                held = sum(other.rows for other in part.pieces if other.name == piece.name)
+                if part.shapes[key][1] != (held,):
+                    raise ValueError(f"{key} has {part.shapes[key][1]} rows, not {held}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileError(f"{path}: damaged ({error})") from error
+        return part
+
+    @property
+    def root(self) -> Mapping[str, Any]:
+        return self.attributes["/"]
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The pieces in it, in the order of its arrays."""
+        return [Piece(*piece) for piece in json.loads(self.root["shard"])["pieces"]]
 
 
-def join_parts(parts: Sequence[Content]) -> Content:
-    """The rows of several parts as one part, in the order of the whole build.
+def join_parts(parts: Sequence[Part]) -> Content:
+    """The rows of several parts as one part, in the order of the whole build; they are read when it is written.
 
     :raises FileError: the parts belong to different builds, or two hold the same rows.
     """
     root = dict(parts[0].root)
     for part in parts[1:]:
-        for key in sorted(set(root) | set(part.root) - set(PER_MACHINE)):
-            if key not in PER_MACHINE and root.get(key) != part.root.get(key):
+        for key in sorted((set(root) | set(part.root)) - set(PER_MACHINE)):
+            if root.get(key) != part.root.get(key):
                 raise FileError(
                     f"the parts belong to different builds: {key} is {root.get(key)!r} and {part.root.get(key)!r}"
                 )
-    found: list[tuple[Piece, dict[str, np.ndarray]]] = []
-    attributes: dict[str, dict[str, Any]] = {}
+    found: list[tuple[Piece, int, Part]] = []
+    attributes: dict[str, Mapping[str, Any]] = {}
     for part in parts:
         taken: dict[str, int] = {}
-        for piece in pieces_of(part):
-            place = "/control/" if piece.name == "control" else f"/tasks/{piece.name}/"
+        for piece in part.pieces:
             start = taken.get(piece.name, 0)
             taken[piece.name] = start + piece.rows
-            columns = {
-                path: array[start : start + piece.rows] for path, array in part.arrays.items() if path.startswith(place)
-            }
-            found.append((piece, columns))
-        attributes |= {group: dict(values) for group, values in part.attributes.items() if group != "/"}
-    found.sort(key=lambda item: (item[0].name, item[0].first_row))
-    for (one, _), (other, _) in itertools.pairwise(found):
+            found.append((piece, start, part))
+        attributes |= {group: values for group, values in part.attributes.items() if group != "/"}
+    found.sort(key=lambda item: item[0][:2])
+    for (one, *_), (other, *_) in itertools.pairwise(found):
         if one.name == other.name and one.first_row + one.rows > other.first_row:
             raise FileError(f"two parts hold {one.name} rows from {other.first_row} on")
-    arrays: dict[str, list[np.ndarray]] = {}
-    for _, columns in found:
-        for path, array in columns.items():
-            arrays.setdefault(path, []).append(array)
+    arrays: dict[str, Column] = {}
+    for name, group in itertools.groupby(found, key=lambda item: item[0].name):
+        of_name = list(group)
+        place = "/control/" if name == "control" else f"/tasks/{name}/"
+        for path, (dtype, shape) in of_name[0][2].shapes.items():
+            if path.startswith(place):
+                if any(path not in part.shapes or part.shapes[path][1][1:] != shape[1:] for _, _, part in of_name):
+                    raise FileError(f"the parts belong to different builds: {path} is not the same in all of them")
+                rows = [
+                    partial(read_rows, part.path, path, slice(start, start + piece.rows))
+                    for piece, start, part in of_name
+                ]
+                arrays[path] = Column(dtype, (sum(piece.rows for piece, *_ in of_name), *shape[1:]), rows)
     totals = json.loads(root["shard"])["rows"]
-    root["shard"] = json.dumps({"pieces": [piece for piece, _ in found], "rows": totals})
+    root["shard"] = json.dumps({"pieces": [piece for piece, *_ in found], "rows": totals})
     root["self_check_error"] = max(part.root["self_check_error"] for part in parts)
-    root["effective_batch"] = max(part.root["effective_batch"] for part in parts)
+    root["effective_batch"] = min(part.root["effective_batch"] for part in parts)
     root["device"] = ",".join(sorted({part.root["device"] for part in parts}))
     root.pop("content_sha256", None)
-    return Content({path: np.concatenate(rows) for path, rows in arrays.items()}, {**attributes, "/": root})
+    return Content(arrays, {**attributes, "/": root})
 
 
-def merge(parts: Sequence[Content]) -> Content:
+def merge(parts: Sequence[Part]) -> Content:
     """The content of the finished cache: all rows in order, the sites and `does_task` added.
 
     :raises FileError: the parts do not belong together, or one is missing or there twice.
     """
     whole = join_parts(parts)
+    held = [Piece(*piece) for piece in json.loads(whole.root["shard"])["pieces"]]
     for name, rows in json.loads(whole.root["shard"])["rows"].items():
         next_row = 0
-        for piece in (p for p in pieces_of(whole) if p.name == name):
+        for piece in (p for p in held if p.name == name):
             if piece.first_row != next_row:
                 break
             next_row += piece.rows
@@ -90,13 +129,15 @@ def merge(parts: Sequence[Content]) -> Content:
             raise FileError(f"a part is missing: there is none with {name} rows from {next_row} on, of {rows}")
     root = {**whole.root, "complete": True}
     del root["shard"]
-    arrays = dict(whole.arrays)
     n_heads, n_sites = root["n_heads"], root["n_layers"] * root["n_heads"]
-    arrays["/sites/kind"] = np.zeros(n_sites, np.uint8)
-    arrays["/sites/layer"] = (np.arange(n_sites) // n_heads).astype(np.int16)
-    arrays["/sites/index"] = (np.arange(n_sites) % n_heads).astype(np.int16)
+    arrays = {
+        **whole.arrays,
+        "/sites/kind": np.zeros(n_sites, np.uint8),
+        "/sites/layer": (np.arange(n_sites) // n_heads).astype(np.int16),
+        "/sites/index": (np.arange(n_sites) % n_heads).astype(np.int16),
+    }
     attributes = {**whole.attributes, "/": root}
     for name in json.loads(root["task_order"]):
-        does_task = bool(arrays[f"/tasks/{name}/clean/logit_diff"].mean() > 0)
-        attributes[f"/tasks/{name}"] = {**whole.attributes[f"/tasks/{name}"], "does_task": does_task}
+        clean = np.concatenate(list(blocks(arrays[f"/tasks/{name}/clean/logit_diff"])))
+        attributes[f"/tasks/{name}"] = {**whole.attributes[f"/tasks/{name}"], "does_task": bool(clean.mean() > 0)}
     return Content(arrays, attributes)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -98,22 +99,39 @@ def use_threads(n: int | None) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, elsewhere a line each quarter; yields a function of what is done and the total."""
+def progress(what: str) -> Iterator[Callable[[float, float], None]]:
+    """A progress bar on a terminal, elsewhere a line each quarter; yields a function of what is done and the total.
+
+    The time left goes by what was done since the first call, so that call first with what is done already.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    start: list[float] = []
+
+    def time_left(done: float, total: float) -> str:
+        start.extend(() if start else (time.monotonic(), done))
+        if done <= start[1] or done >= total:
+            return ""
+        seconds = (time.monotonic() - start[0]) / (done - start[1]) * (total - done)
+        return (
+            f"about {seconds / 3600:.1f} h left"
+            if seconds > 5400
+            else (f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left")
+        )
 
     if not sys.stderr.isatty():
         said = [0]
 
-        def say_each_quarter(done: int, total: int) -> None:
-            if (quarter := 4 * done // total) > said[0]:
+        def say_each_quarter(done: float, total: float) -> None:
+            left = time_left(done, total)
+            if (quarter := int(4 * done / total)) > said[0]:
                 said[0] = quarter
-                say(f"{done} of {total} {what}")
+                say(f"{what}: {done / total:.0%} done{', ' * bool(left)}{left}")
 
         yield say_each_quarter
         return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}")
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=None, left="")
+        yield lambda done, total: bar.update(task, completed=done, total=total, left=time_left(done, total))

@@ -41,21 +41,33 @@ def cache() -> None:
 @click.option("--ablation", type=click.Choice(["zero"]), default="zero", show_default=True)
 @click.option("--shard", callback=_shard, help="i/n: build only the i-th of n parts, for `mechrl-cache merge`.")
 @app.device
-@click.option("--dtype", type=click.Choice(["float32"]), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What to compute in; verify then allows for its error.",
+)
+@click.option("--tf32", is_flag=True, help="Let a CUDA GPU round the factors of float32 products.")
+@click.option("--workers", type=click.IntRange(1), help="So many processes on this machine.  [needs mechrl[cluster]]")
+@click.option("--scheduler", help="tcp://HOST:8786 of a running Dask cluster.  [needs mechrl[cluster]]")
 @app.seed
 @app.threads(None)
 @click.option("--out", type=click.Path(path_type=Path), help="Where to.  [default: cache/<model>.h5]")
 @app.as_json
 def build(
-    model, revision, tasks, batches, batch_size, control_batches, control_text, ablation, shard, device, dtype, seed,
-    threads, out, as_json,
+    model, revision, tasks, batches, batch_size, control_batches, control_text, ablation, shard, device, dtype, tf32,
+    workers, scheduler, seed, threads, out, as_json,
 ):  # fmt: skip
     """Ablate every head on every prompt and store the damage."""
+    if workers and scheduler:
+        raise click.UsageError("--workers starts processes here and --scheduler names a cluster: give one of them")
     app.use_threads(threads)
     if model == "mini":
         app.say(app.FIRST_LINE)
     from mechrl.cache.build import BuildSettings
     from mechrl.cache.build import build as build_cache
+    from mechrl.cache.cluster import connect
     from mechrl.cache.files import check_writable
     from mechrl.models import cache_name, find_folder, load_model
     from mechrl.tasks.control import read_control
@@ -70,17 +82,18 @@ def build(
     if out is not None and out.exists():
         app.say(f"{out} is there already and will be replaced")
     source, text = read_control(control_text, generated=model == "mini")
-    settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, ablation, seed)
-    loaded = load_model(model, device=device, revision=revision)
-    if out is None:
-        part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
-        out = Path("cache") / (cache_name(model, loaded.sha256, ablation).removesuffix(".h5") + part + ".h5")
-        check_writable(out)
-    app.say(
-        f"{loaded.n_layers} layers × {loaded.n_heads} heads on {loaded.device}, {len(tasks)} tasks × {batches} batches"
-    )
-    with app.progress("batches") as progress:
-        build_cache(loaded, settings, out, text, shard, progress)
+    settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, ablation, seed, dtype, tf32)
+    with connect(workers, scheduler, threads) as client:
+        loaded = load_model(model, device="cpu" if client else device, revision=revision)
+        if out is None:
+            part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
+            name = cache_name(model, loaded.sha256, ablation).removesuffix(".h5")
+            out = Path("cache") / (name + part + ".h5")
+            check_writable(out)
+        where = scheduler or (f"{workers} workers" if workers else loaded.device)
+        app.say(f"{loaded.n_layers} layers × {loaded.n_heads} heads on {where}, {len(tasks)} tasks × {batches} batches")
+        with app.progress("sweeping") as progress:
+            build_cache(loaded, settings, out, text, shard, progress, client, device)
     if shard[1] > 1:
         return click.echo(f"{out}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
     _finish(out, as_json)

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from mechrl.ablation import reference
-from mechrl.ablation.sweep import Sweep, passed_through
+from mechrl.ablation.sweep import Sweep, check_logits, skipped
 from mechrl.errors import MachineError
 from mechrl.models import load_model
 from mechrl.tasks import TASKS, TRAIN, Prompts, generate
@@ -114,7 +114,7 @@ def test_sweep_equals_one_hook_per_head_and_plain_modules(architecture, prompts)
 
 def test_heads_in_several_passes_give_the_same(architecture, prompts):
     model = architecture[2]
-    whole, parts = Sweep(model).task(prompts), Sweep(model, rows=1).task(prompts)
+    whole, parts = Sweep(model).task(prompts), Sweep(model, pass_tokens=1).task(prompts)
     for measure in whole[1]:
         np.testing.assert_allclose(whole[1][measure], parts[1][measure], atol=1e-5)
 
@@ -154,18 +154,20 @@ def test_no_block_below_the_ablated_layer_runs(architecture, prompts):
 def test_blocks_run_again_after_an_error(architecture, prompts):
     model = architecture[2]
     before = Sweep(model).task(prompts)[0]["logit_diff"]
-    with pytest.raises(RuntimeError, match="in the middle"), passed_through(model.bridge.blocks):
+    with pytest.raises(RuntimeError, match="in the middle"), skipped(model.bridge.blocks):
         raise RuntimeError("in the middle")
     np.testing.assert_array_equal(Sweep(model).task(prompts)[0]["logit_diff"], before)
 
 
-def test_self_check_passes_and_can_fail(architecture, prompts, monkeypatch):
-    sweep = Sweep(architecture[2])
-    assert sweep.self_check(prompts) <= 1e-5
-    honest = reference.logits
-    monkeypatch.setattr(reference, "logits", lambda model, tokens, site=None: honest(model, tokens, site) + 0.01)
-    with pytest.raises(MachineError, match="self-check failed"):
-        sweep.self_check(prompts)
+def test_self_check_passes_and_can_fail(architecture, prompts):
+    model = architecture[2]
+    expected = check_logits(model, prompts)
+    assert Sweep(model).self_check(prompts, expected) <= 1e-5
+    for row in range(len(expected)):  # the clean run, and each of the heads
+        wrong = expected.clone()
+        wrong[row] += 0.01
+        with pytest.raises(MachineError, match="self-check failed"):
+            Sweep(model).self_check(prompts, wrong)
 
 
 def test_sweep_finds_exactly_the_planted_heads(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import table_cache
 
+from mechrl.cache import files
 from mechrl.cache.files import (
     check_manifest,
     check_writable,
@@ -235,11 +236,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_full_disk_is_a_message_and_the_old_cache_stays(path, monkeypatch):
     before = path.read_bytes()
 
-    def fail(self, data):
-        raise OSError(28, "No space left on device")
-
     content = read_content(path)
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(files._DiskFile, "error", OSError(28, "No space left on device"))
     with pytest.raises(MachineError, match=r"cannot write .*No space left"):
         write_content(path, content)
     assert path.read_bytes() == before

@@ -1,0 +1,119 @@
+"""Workers: each holds the model and turns shards of prompts into damage, in this process or on another machine."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import mechrl
+from mechrl.ablation.sweep import Sweep, check_logits
+from mechrl.cache.merge import Piece
+from mechrl.errors import FileError, MachineError, UsageError
+from mechrl.models import Model, cast
+from mechrl.tasks import Prompts
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all workers of a build must agree on. It travels to other machines, with no path or weights in it.
+
+    :param check: a few prompts, on which each worker compares its sweep with the slow reference before it begins.
+    :param pass_tokens: see `Sweep`; None lets each worker find its own.
+    """
+
+    mechrl_version: str
+    model: str
+    revision: str
+    model_sha256: str
+    dtype: str
+    tf32: bool
+    check: Prompts
+    pass_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some rows of a task, or of control, to be swept; `prompts` or `spans` int32 [span, position] holds them."""
+
+    piece: Piece
+    batch_size: int
+    prompts: Prompts | None = None
+    spans: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A shard's damage: arrays by the last part of their path in the file, and how they were made."""
+
+    piece: Piece
+    arrays: dict[str, np.ndarray]
+    device: str
+    pass_tokens: int
+    self_check_error: float
+
+
+class Worker:
+    """Sweeps one shard after the other.
+
+    :param model: in float32; it is cast to the recipe's dtype in place.
+    :raises FileError: the model, or this mechrl, is another than the recipe's.
+    :raises MachineError: the self-check fails.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe):
+        if recipe.mechrl_version != mechrl.__version__:
+            raise FileError(f"mechrl is {mechrl.__version__} here and {recipe.mechrl_version} where the build started")
+        if recipe.model_sha256 != model.sha256:
+            raise FileError(
+                f"{recipe.model!r} has fingerprint {model.sha256[:12]} here and {recipe.model_sha256[:12]} where the "
+                "build started: two different models"
+            )
+        if recipe.tf32 and model.device.type != "cuda":
+            raise UsageError(f"--tf32 is for CUDA devices, and the model is on {model.device.type}")
+        try:
+            expected = check_logits(model, recipe.check)
+            cast(model, recipe.dtype)
+            torch.backends.cuda.matmul.allow_tf32 = recipe.tf32
+            self.sweep = Sweep(model, recipe.pass_tokens)
+            arithmetic = "tf32" if recipe.tf32 else recipe.dtype
+            self.self_check_error = self.sweep.self_check(recipe.check, expected, arithmetic)
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
+        self._alone = threading.Lock()  # hooks of two sweeps at once would act on each other
+
+    def __call__(self, shard: Shard, on_batch: Callable[[], None] = lambda: None) -> Swept:
+        """Sweep all rows of a shard, batch by batch.
+
+        :raises MachineError: a number is not finite, or memory does not suffice for one prompt.
+        """
+        with self._alone:
+            batches = []
+            for first in range(0, shard.piece.rows, shard.batch_size):
+                batches.append(self._batch(shard, slice(first, first + shard.batch_size)))
+                on_batch()
+            return Swept(
+                shard.piece,
+                {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]},
+                self.sweep.model.device.type,
+                self.sweep.pass_tokens,
+                self.self_check_error,
+            )
+
+    def _batch(self, shard: Shard, rows: slice) -> dict[str, Any]:
+        try:
+            if shard.prompts is None:
+                assert shard.spans is not None
+                clean_loss, ablated_loss = self.sweep.control(shard.spans[rows])
+                return {"clean": clean_loss, "ablated": ablated_loss}
+            clean, ablated = self.sweep.task(shard.prompts[rows])
+        except MachineError as error:
+            first = shard.piece.first_row + rows.start
+            raise MachineError(
+                f"{shard.piece.name}, rows {first} to {first + shard.batch_size - 1}: {error}"
+            ) from error
+        return {f"clean/{name}": values for name, values in clean.items()} | {
+            f"ablated/{name}": values for name, values in ablated.items()
+        }
