@@ -141,7 +141,7 @@ class Sweep:
             if self.pass_tokens <= positions:
                 raise MachineError(
                     f"out of memory on {self.model.device} with a single prompt of {positions} tokens: this model "
-                    "needs a larger machine, or --dtype bfloat16"
+                    "needs a larger machine, or --dtype float16"
                 )
             self.pass_tokens //= 2
             if self.model.device.type == "cuda":

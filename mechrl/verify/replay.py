@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from mechrl.ablation import MEASURES, reference
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.sweep import SELF_CHECK_LIMITS, Sweep
 from mechrl.agents.checkpoint import CheckpointNote
 from mechrl.agents.methods import policy_method
 from mechrl.agents.ppo import PlanningPolicy
@@ -120,6 +121,24 @@ def check_tokens(cache: Cache, model: Model) -> None:
             raise FileError(f"{cache.path}: {path} is longer than the model's context of {model.n_ctx}")
 
 
+def default_tolerance(cache: Cache, model: Model) -> float:
+    """How far live and cached numbers may lie apart, in nats.
+
+    For a file in reduced precision ten times the error of its self-check, which saw a few heads on four prompts where
+    verification sees thousands of numbers. The file is believed up to the error that a build would have let pass.
+
+    :raises FileError: the file says it was computed in an arithmetic that there is not.
+    """
+    arithmetic = "tf32" if cache.attributes.get("tf32") else cache.attributes["dtype"]
+    if arithmetic not in SELF_CHECK_LIMITS:
+        raise FileError(f"{cache.path}: no such arithmetic as {arithmetic!r}")
+    if arithmetic == "float32":
+        return TOLERANCE
+    error = min(abs(cache.attributes["self_check_error"]), SELF_CHECK_LIMITS[arithmetic])
+    tokens = torch.from_numpy(cache.content.arrays["/control/tokens"][:4]).long().to(model.device)
+    return max(TOLERANCE, 10 * error * float(reference.logits(model, tokens).abs().max()))
+
+
 def top_heads(evaluation: Evaluation, top: int) -> np.ndarray:
     """The heads most often best over the episodes, then those with the highest mean score seen, sites [top]."""
     n_sites = evaluation.scores.shape[1]
@@ -140,7 +159,7 @@ def verify(
     plan_k: int = 1,
     top: int = 3,
     fresh_batches: int = 4,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     seed: int = 0,
     on_task: Callable[[str], None] = lambda task: None,
 ) -> Verification:
@@ -153,13 +172,15 @@ def verify(
     :param policy: the agent; it gets the task signal on the tasks it was trained on, and none on held-out ones.
     :param plan_k: heads looked at before each pick.
     :param top: how many heads of each task to replay.
-    :param tolerance: the largest difference between a live and a cached number that passes, in nats.
+    :param tolerance: the largest difference between a live and a cached number that passes, in nats; by default
+        what the cache's arithmetic calls for, see `default_tolerance`.
     :param seed: of the fresh prompts; another one draws others.
     :param on_task: called with what is about to be replayed.
     :raises FileError: the cache's tokens are not the model's, or its prompts are of another generator version.
     :raises UsageError: the cache lacks a task, or a task's pools hold too few fresh prompts.
     """
     check_tokens(cache, model)
+    tolerance = default_tolerance(cache, model) if tolerance is None else tolerance
     weight = note.control_weight
     rng = np.random.default_rng()
     control = cache.in_split(None, EVALUATION)

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import SMALL
 
 from mechrl.agents.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
 from mechrl.agents.ppo import PRESETS, train
 from mechrl.agents.protocol import Evaluation
+from mechrl.cache.build import build
 from mechrl.cache.files import read_content, write_content
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
@@ -15,8 +17,9 @@ from mechrl.cli.verify import verify as verify_command
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
+from mechrl.models import load_model
 from mechrl.tasks import EVALUATION
-from mechrl.verify.replay import check_fits, fresh_prompts, top_heads, verify
+from mechrl.verify.replay import check_fits, default_tolerance, fresh_prompts, top_heads, verify
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,28 @@ def test_an_honest_cache_is_confirmed(result, small_cache):
             assert head.rank == 1 + int((scores > scores[small_cache.site(head.head)]).sum())
     assert [task.heads[0].rank for task in result.tasks[:2]] == [1, 1]
     assert [task.trained for task in result.tasks] == [True, True, False]
+
+
+def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, checkpoint, tmp_path):
+    model = load_model("mini", device="cpu")
+    path = build(model, replace(SMALL, dtype="float16"), tmp_path / "half.h5")
+    half, mini = Cache.open(path), load_model("mini", device="cpu")
+    assert half.attributes["dtype"] == "float16"
+    assert 1e-5 < half.attributes["self_check_error"] < 0.01
+    assert half.sha256 != small_cache.sha256
+    policy, note = load_checkpoint(checkpoint)
+    result = verify(mini, half, policy, note, top=1, fresh_batches=8)
+    assert result.confirmed
+    assert 0.01 < result.tolerance < 1
+    assert not verify(mini, half, policy, note, top=1, fresh_batches=2, tolerance=1e-3).replayed
+    content = read_content(path)  # a file cannot buy itself a pass with a large error
+    claims = {**content.attributes, "/": {**content.root, "self_check_error": 1e3}}
+    write_content(tmp_path / "claims.h5", Content(content.arrays, claims))
+    assert default_tolerance(Cache.open(tmp_path / "claims.h5"), mini) < 10
+    claims["/"]["dtype"] = "float8"
+    write_content(tmp_path / "claims.h5", Content(content.arrays, claims))
+    with pytest.raises(FileError, match="no such arithmetic as 'float8'"):
+        default_tolerance(Cache.open(tmp_path / "claims.h5"), mini)
 
 
 def test_heads_without_an_effect_are_not_confirmed(mini, small_cache, checkpoint, monkeypatch):
