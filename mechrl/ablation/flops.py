@@ -36,8 +36,8 @@ class Shape:
             gated=bool(getattr(cfg, "gated_mlp", False)),
         )
 
-    def loop(self, prompts: int, positions: int, task: bool = True) -> int:
-        """Operations of the whole model once, and once more per head; `task` makes no difference to it."""
+    def loop(self, prompts: int, positions: int) -> int:
+        """Operations of the whole model once, and once more per head: what one hook per head costs."""
         tokens = prompts * positions
         run = self.n_layers * (tokens * self._block + self._scores(prompts, positions)) + tokens * self._unembed
         return (1 + self.n_layers * self.n_heads) * run

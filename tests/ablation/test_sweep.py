@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import planted_model, randomize, save
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -15,6 +18,7 @@ from transformers import (
 )
 
 from mechrl.ablation import reference
+from mechrl.ablation.flops import Shape
 from mechrl.ablation.sweep import Sweep, check_logits, skipped
 from mechrl.errors import MachineError
 from mechrl.models import load_model
@@ -149,6 +153,63 @@ def test_no_block_below_the_ablated_layer_runs(architecture, prompts):
         for handle in handles:
             handle.remove()
         assert calls == [0] * layer + [1] * (model.n_layers - layer)
+
+
+def test_the_last_block_and_the_unembedding_see_one_position_for_a_task(architecture, prompts):
+    model = architecture[2]
+    sweep, _, last, residuals = clean(model, prompts)
+    seen = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+        for module in (model.bridge.blocks[-1].mlp.hook_out, model.bridge.unembed.original_component)
+    ]
+    sweep.logits(residuals[0], 0, [0, 1], last)
+    for handle in handles:
+        handle.remove()
+    rows = 2 * len(prompts)
+    assert seen[0] == (rows, 1, residuals[0].shape[-1])
+    assert sum(shape[0] * shape[1] for shape in seen[1:]) <= rows + 1
+
+
+def test_control_takes_the_vocabulary_in_chunks(architecture, monkeypatch):
+    model = architecture[2]
+    spans = np.random.default_rng(0).integers(1, 700, (4, 20)).astype(np.int32)
+    whole = Sweep(model).control(spans)[1]
+    sweep = Sweep(model, pass_tokens=40)
+    largest = []
+    unembed = Sweep._unembed
+    monkeypatch.setattr(Sweep, "_unembed", lambda self, final: largest.append(len(final)) or unembed(self, final))
+    np.testing.assert_allclose(sweep.control(spans)[1], whole, atol=1e-5)
+    assert max(largest) * 738 <= 40 * 128, "no more than the widest tensor of a pass"
+    assert len(largest) > 4 * model.n_layers
+
+
+def test_a_soft_cap_and_a_norm_after_the_mlp_are_kept(tmp_path):
+    config = Gemma2Config(
+        vocab_size=738, max_position_embeddings=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=3.0,
+        **SIZES,
+    )  # fmt: skip
+    model = load_model(str(save(randomize(Gemma2ForCausalLM(config)), tmp_path)), device="cpu")
+    prompts = generate(TASKS["ioi"], model.vocabulary, 6, TRAIN)
+    assert check_logits(model, prompts).abs().max() <= 3
+    assert Sweep(model).self_check(prompts, check_logits(model, prompts)) <= 1e-5
+    spans = np.random.default_rng(0).integers(1, 700, (5, 20)).astype(np.int32)
+    ablated = Sweep(model).control(spans)[1]
+    for site in range(model.n_layers * model.n_heads):
+        np.testing.assert_allclose(ablated[:, site], reference.control_loss(model, spans, site), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", [True, False])
+def test_the_floor_is_below_what_torch_counts_and_not_far(mini, task):
+    spans = np.random.default_rng(0).integers(1, 700, (32, 61)).astype(np.int32)
+    prompts = Prompts(spans, np.full(32, 61), spans[:, :1], spans[:, 1:2], np.arange(32), np.zeros(32))
+    shape = Shape.of(mini)
+    with FlopCounterMode(display=False) as counter:
+        Sweep(mini).task(prompts) if task else Sweep(mini).control(spans)
+    assert 0.75 < shape.sweep(32, 61, task) / counter.get_total_flops() < 1
+    with FlopCounterMode(display=False) as counter:
+        reference.logits(mini, torch.from_numpy(spans).long())
+    assert shape.loop(32, 61) / (49 * counter.get_total_flops()) == pytest.approx(1, abs=0.05)
 
 
 def test_blocks_run_again_after_an_error(architecture, prompts):
