@@ -158,9 +158,11 @@ def read_content(path: Path) -> Content:
     read; the hash of the content is compared last.
 
     :raises UsageError: no such file.
-    :raises FileError: damaged, foreign, or of another version.
+    :raises FileError: damaged, foreign, unfinished, or of another version.
     """
     if not path.is_file():
+        if path.with_name(path.name + ".build").is_dir():
+            raise FileError(f"{path} is not finished; run its mechrl-cache build again, which goes on where it stopped")
         raise UsageError(f"{path}: no such file")
     settle_manifest(path)
     check_manifest(path)

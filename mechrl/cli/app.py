@@ -71,6 +71,11 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def unfinished(path: Path) -> bool:
+    """Whether the build of a cache was interrupted; opening the cache then says what to do."""
+    return path.with_name(path.name + ".build").is_dir()
+
+
 def say(text: str) -> None:
     """A line for the person who waits, on stderr."""
     click.echo(text, err=True)

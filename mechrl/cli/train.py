@@ -40,7 +40,7 @@ def train(
     start = time.monotonic()
     if path == app.MINI_CACHE:
         app.say(app.FIRST_LINE)
-    if not path.is_file():
+    if not path.is_file() and not app.unfinished(path):
         option = "" if path == app.MINI_CACHE else " --model NAME"
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build{option} makes one")
     app.use_threads(threads)

@@ -34,7 +34,7 @@ def verify(ctx, checkpoint, path, model, device, top, plan_k, fresh_batches, tol
     from mechrl.cache.reader import Cache
 
     policy, note = load_checkpoint(checkpoint)
-    if not path.is_file():
+    if not path.is_file() and not app.unfinished(path):
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build makes one, --cache names another")
     cache = Cache.open(path)
     from mechrl.models import load_model

@@ -127,6 +127,28 @@ def test_a_scheduler_that_does_not_answer(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("--workers 2 --scheduler tcp://127.0.0.1:1", 2, "give one of them"),
+        ("--scheduler tcp://127.0.0.1:1", 1, "no Dask scheduler answers at tcp://127.0.0.1:1"),
+        ("--tf32 --device cpu", 2, "--tf32 is for CUDA devices, and the model is on cpu"),
+        ("--tf32 --dtype float16", 2, "it does not go with --dtype float16"),
+    ],
+)
+def test_wrong_flags(tmp_path, call, monkeypatch, arguments, code, message):
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    ended, _, stderr = call(command, "build", *arguments.split(), "--out", tmp_path / "out.h5")
+    assert (ended, message in stderr) == (code, True), stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_dask_the_message_says_how_to_get_it(tmp_path, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    code, _, stderr = call(command, "build", "--workers", 2, "--out", tmp_path / "out.h5")
+    assert (code, "pip install 'mechrl[cluster]'" in stderr) == (2, True), stderr
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"mechrl_version": "9.9"}, "mechrl is 0.1.0 here and 9.9 where the build started"),

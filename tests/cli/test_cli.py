@@ -138,6 +138,8 @@ def test_the_paper_preset_runs(call, small_cache, tmp_path):
         (cache_command, ["build", "--model", "text.h5"], 2, "no such folder"),
         (train_command, ["--from-cache", "CACHE", "--out", "CACHE/x.zip"], 1, "cannot write"),
         (train_command, ["--from-cache", "text.h5"], 4, "not a mechrl cache"),
+        (train_command, ["--from-cache", "half.h5"], 4, "half.h5 is not finished; run its mechrl-cache build again"),
+        (cache_command, ["top", "half.h5"], 4, "half.h5 is not finished"),
         (train_command, ["--from-cache", "CACHE", "--live", "--model", "./nope"], 2, "no such folder"),
         (cache_command, ["build", "--tasks", "docstrin"], 2, "Did you mean 'docstring'"),
         (cache_command, ["build", "--model", "./nope"], 2, "no such folder"),
@@ -167,6 +169,7 @@ def test_wrong_input_gets_one_message_and_its_exit_code(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "prose.txt").write_text("hello")
+    (tmp_path / "half.h5.build").mkdir()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text((MINI / "config.json").read_text())
     before = sorted(tmp_path.rglob("*"))
