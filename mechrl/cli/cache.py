@@ -69,7 +69,7 @@ def build(
     from mechrl.cache.build import build as build_cache
     from mechrl.cache.cluster import connect
     from mechrl.cache.files import check_writable
-    from mechrl.models import cache_name, find_folder, load_model
+    from mechrl.models import cache_name, find_folder, load_model, pick_device
     from mechrl.tasks.control import read_control
 
     if batches is None:
@@ -83,6 +83,8 @@ def build(
         app.say(f"{out} is there already and will be replaced")
     source, text = read_control(control_text, generated=model == "mini")
     settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, ablation, seed, dtype, tf32)
+    if not scheduler:
+        device = pick_device(device)
     with connect(workers, scheduler, threads) as client:
         loaded = load_model(model, device="cpu" if client else device, revision=revision)
         if out is None:

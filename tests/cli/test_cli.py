@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from mechrl.cli import app
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.main import mechrl as umbrella
 from mechrl.cli.train import train as train_command
@@ -181,6 +183,17 @@ def test_wrong_input_gets_one_message_and_its_exit_code(
     assert "Traceback" not in err
     assert out == ""
     assert [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.name != "cache"] == []
+
+
+def test_the_time_left_goes_by_what_this_run_has_done(capsys, monkeypatch):
+    """Half was done before; then a tenth a minute."""
+    now = iter([0.0, 60.0, 120.0, 180.0, 300.0])
+    monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with app.progress("sweeping") as progress:
+        for done in (50, 60, 70, 80, 100):
+            progress(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["sweeping: 50% done", "sweeping: 80% done, about 2 min left", "sweeping: 100% done"]
 
 
 def test_a_full_stdout_is_a_message(small_cache, tmp_path):
