@@ -43,6 +43,8 @@ class Sweep:
         self.pass_tokens = pass_tokens or fitting_tokens(model)
         if model.device.type == "cpu":
             _keep_freed_memory()
+        self._bare = False
+        self._bare = self._ends_bare()
 
     def task(self, prompts: Prompts) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Clean measures float32 [prompt] and ablated ones float32 [prompt, site] of one batch of prompts.
@@ -206,6 +208,8 @@ class Sweep:
 
         The model itself does it, with its final norm, its bias and its soft cap, and without its blocks.
         """
+        if self._bare:
+            return self.model.bridge.unembed(self.model.bridge.ln_final(final))[:, 0].float()
         with skipped(self.model.bridge.blocks):
             logits = self.model.bridge.run_with_hooks(
                 final,
@@ -214,6 +218,17 @@ class Sweep:
                 return_type="logits",
             )
         return logits[:, 0].float()
+
+    @torch.inference_mode()
+    def _ends_bare(self) -> bool:
+        """Whether nothing but the final norm and the unembedding follows the blocks: no soft cap, no scaling.
+
+        Those two alone cost less than a call of the model, and control makes many.
+        """
+        bridge = self.model.bridge
+        some = torch.randn(4, 1, bridge.cfg.d_model, generator=torch.Generator().manual_seed(0))
+        some = some.to(self.model.device, next(bridge.parameters()).dtype)
+        return torch.equal(bridge.unembed(bridge.ln_final(some))[:, 0].float(), self._unembed(some))
 
     def _loss(self, final: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Mean next-token loss in nats, [head, row], from what leaves the last block, [head × row, position, width]."""
