@@ -1,16 +1,16 @@
 """The fast sweep: every head of a model ablated on a batch, without running anything twice.
 
 A head at layer l leaves the layers below l untouched. So the clean model runs once; then, for each layer, its heads are
-carried through the rest of the model as one batch that starts from the clean residual stream. For a task one position
-per prompt goes through the last block's MLP and the unembedding. Control needs every position, and takes the vocabulary
+carried through the rest of the model as one batch that starts from the clean residual stream; the attention of that layer
+is not run again, only projected without the head. For a task one position per prompt goes through the last block's MLP and the unembedding. Control needs every position, and takes the vocabulary
 in chunks, because its logits would be far larger than the model.
 """
 
 import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,16 @@ GPU_TOKENS = 2**17  # more at once fills no GPU any better
 FINAL_NORM = "ln_final.hook_in"  # what enters it is what leaves the last block
 # The largest error of a logit that a self-check lets pass, divided by max(1, the largest |logit|).
 SELF_CHECK_LIMITS = {"float32": 1e-5, "tf32": 0.01, "float16": 0.01, "bfloat16": 0.05}
+
+
+class Entry(NamedTuple):
+    """The clean run at one layer: what enters it, and its heads' outputs before the output projection.
+
+    residual [row, position, width]; z [row, position, head, head width].
+    """
+
+    residual: torch.Tensor
+    z: torch.Tensor
 
 
 class Sweep:
@@ -72,13 +82,13 @@ class Sweep:
     @torch.inference_mode()
     def _task(self, prompts: Prompts) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         tokens, last, answers, wrongs = self._tensors(prompts)
-        residuals, final = self._clean(tokens, last)
+        entries, final = self._clean(tokens, last)
         logits = self._unembed(final)
         clean_logprobs = logits.log_softmax(-1)
         clean = measure(logits, clean_logprobs, answers, wrongs)
         columns: dict[str, list[torch.Tensor]] = {name: [] for name in clean}
         for layer, heads in self._passes(tokens):
-            ablated = self.logits(residuals[layer], layer, heads, last)
+            ablated = self.logits(entries[layer], layer, heads, last)
             for name, values in measure(ablated, clean_logprobs, answers, wrongs).items():
                 columns[name].append(values)
         return clean, {name: torch.cat(values).T for name, values in columns.items()}
@@ -86,23 +96,23 @@ class Sweep:
     @torch.inference_mode()
     def _control(self, spans: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.from_numpy(spans).long().to(self.model.device)
-        residuals, final = self._clean(tokens, None)
+        entries, final = self._clean(tokens, None)
         columns = [
-            self._loss(self._ablated(residuals[layer], layer, heads, None), tokens)
+            self._loss(self._ablated(entries[layer], layer, heads, None), tokens)
             for layer, heads in self._passes(tokens)
         ]
         return self._loss(final, tokens)[0], torch.cat(columns).T
 
     @torch.inference_mode()
-    def logits(self, residual: torch.Tensor, layer: int, heads: Sequence[int], last: torch.Tensor) -> torch.Tensor:
+    def logits(self, entry: Entry, layer: int, heads: Sequence[int], last: torch.Tensor) -> torch.Tensor:
         """Logits at one position of each row, with each of some heads of one layer ablated, float32.
 
-        :param residual: the clean residual stream that enters the layer, [row, position, width].
+        :param entry: the clean run at that layer.
         :param last: the position to read of each row, int64 [row].
         :returns: [head, row, vocabulary].
         """
-        final = self._ablated(residual, layer, heads, last)
-        return self._unembed(final).view(len(heads), len(residual), -1)
+        final = self._ablated(entry, layer, heads, last)
+        return self._unembed(final).view(len(heads), len(last), -1)
 
     def self_check(self, prompts: Prompts, expected: torch.Tensor, arithmetic: str = "float32") -> float:
         """The largest difference to the slow reference, over heads of the first, the middle and the last layer.
@@ -114,12 +124,12 @@ class Sweep:
         """
         tokens, last, _, _ = self._tensors(prompts)
         with torch.inference_mode():
-            residuals, final = self._clean(tokens, last)
+            entries, final = self._clean(tokens, last)
             # A model that looks ahead would see the padding: rows of full length must not change when they get some.
             longer = torch.nn.functional.pad(tokens, (0, int(tokens.shape[1] < self.model.n_ctx)))
             found = [self._unembed(final), self._unembed(self._clean(longer, last)[1])]
         for layer, heads in check_sites(self.model):
-            found += self.logits(residuals[layer], layer, heads, last)
+            found += self.logits(entries[layer], layer, heads, last)
         error = (torch.stack(found) - torch.cat([expected[:1], expected])).abs().max().item()
         largest = max(1.0, expected.abs().max().item())
         if not error <= SELF_CHECK_LIMITS[arithmetic] * largest:
@@ -155,36 +165,33 @@ class Sweep:
         tokens, last, answers, wrongs = (torch.from_numpy(c).long().to(self.model.device) for c in columns)
         return tokens, last, answers, wrongs
 
-    def _clean(self, tokens: torch.Tensor, last: torch.Tensor | None) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The clean residual stream entering each layer, and the one that leaves the last (at `last`, if given)."""
-        residuals: list[torch.Tensor] = []
+    def _clean(self, tokens: torch.Tensor, last: torch.Tensor | None) -> tuple[list[Entry], torch.Tensor]:
+        """The clean run at each layer, and the residual stream that leaves the last (at `last`, if given)."""
+        seen: list[torch.Tensor] = []
         hooks: list[tuple[str, Any]] = [
-            (f"blocks.{layer}.hook_in", lambda residual, hook: residuals.append(residual))
+            (f"blocks.{layer}.{name}", lambda tensor, hook: seen.append(tensor))
             for layer in range(self.model.n_layers)
+            for name in ("hook_in", "attn.hook_z")
         ]
         final = self._run(hooks, last, tokens)
-        return residuals, final
+        return [Entry(*pair) for pair in zip(seen[::2], seen[1::2], strict=True)], final
 
-    def _ablated(
-        self, residual: torch.Tensor, layer: int, heads: Sequence[int], last: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _ablated(self, entry: Entry, layer: int, heads: Sequence[int], last: torch.Tensor | None) -> torch.Tensor:
         """The residual stream that leaves the last block, with each of some heads of one layer ablated.
 
         :returns: [head × row, position, width]; with `last` given, [head × row, 1, width].
         """
-        n = len(residual)
-
-        def zero_own_head(z: torch.Tensor, hook: Any) -> torch.Tensor:
-            z = z.clone()
-            for i, head in enumerate(heads):
-                z[i * n : (i + 1) * n, :, head] = 0
-            return z
-
-        with skipped(self.model.bridge.blocks[:layer]):
+        n = len(entry.residual)
+        z = entry.z.repeat(len(heads), 1, 1, 1)
+        for i, head in enumerate(heads):
+            z[i * n : (i + 1) * n, :, head] = 0
+        blocks = self.model.bridge.blocks
+        attention = blocks[layer].attn  # it has run already, and only its output projection is still to come
+        with skipped(blocks[:layer]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
             return self._run(
-                [(f"blocks.{layer}.attn.hook_z", zero_own_head)],
+                [],
                 None if last is None else last.repeat(len(heads)),
-                residual.repeat(len(heads), 1, 1),
+                entry.residual.repeat(len(heads), 1, 1),
                 start_at_layer=layer,
             )
 
@@ -285,19 +292,24 @@ def check_logits(model: Model, prompts: Prompts) -> torch.Tensor:
     return torch.stack([reference.logits(model, tokens, site)[rows, prompts.length - 1] for site in (None, *sites)])
 
 
-@contextmanager
-def skipped(blocks: Any) -> Iterator[None]:
-    """For the time of the call these blocks hand on their input and compute nothing.
+def skipped(blocks: Any) -> AbstractContextManager[None]:
+    """For the time of the call these blocks hand on their input and compute nothing."""
+    return replaced(blocks, lambda hidden_states, *args, **kwargs: hidden_states)
 
-    The entry goes into the block's own `__dict__`: plain assignment would write through to the Hugging Face module.
+
+@contextmanager
+def replaced(modules: Any, forward: Callable) -> Iterator[None]:
+    """For the time of the call these modules do something else.
+
+    The entry goes into the module's own `__dict__`: plain assignment would write through to the Hugging Face module.
     """
-    for block in blocks:
-        block.__dict__["forward"] = lambda hidden_states, *args, **kwargs: hidden_states
+    for module in modules:
+        module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        for block in blocks:
-            del block.__dict__["forward"]
+        for module in modules:
+            del module.__dict__["forward"]
 
 
 def _keep_freed_memory() -> None:

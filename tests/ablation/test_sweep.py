@@ -167,7 +167,7 @@ def test_the_last_block_and_the_unembedding_see_one_position_for_a_task(architec
     for handle in handles:
         handle.remove()
     rows = 2 * len(prompts)
-    assert seen[0] == (rows, 1, residuals[0].shape[-1])
+    assert seen[0] == (rows, 1, residuals[0].residual.shape[-1])
     assert sum(shape[0] * shape[1] for shape in seen[1:]) <= rows + 1
 
 
