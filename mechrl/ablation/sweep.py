@@ -1,9 +1,10 @@
 """The fast sweep: every head of a model ablated on a batch, without running anything twice.
 
 A head at layer l leaves the layers below l untouched. So the clean model runs once; then, for each layer, its heads are
-carried through the rest of the model as one batch that starts from the clean residual stream; the attention of that layer
-is not run again, only projected without the head. For a task one position per prompt goes through the last block's MLP and the unembedding. Control needs every position, and takes the vocabulary
-in chunks, because its logits would be far larger than the model.
+carried through the rest of the model as one batch that starts from the clean residual stream. The attention of that
+layer is not run again, only projected without the head. For a task one position per prompt goes through the last
+block's MLP and the unembedding. Control needs every position, and takes the vocabulary in chunks, because its logits
+would be far larger than the model.
 """
 
 import ctypes
@@ -53,7 +54,6 @@ class Sweep:
         self.pass_tokens = pass_tokens or fitting_tokens(model)
         if model.device.type == "cpu":
             _keep_freed_memory()
-        self._bare = False
         self._bare = self._ends_bare()
 
     def task(self, prompts: Prompts) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -215,8 +215,6 @@ class Sweep:
 
         The model itself does it, with its final norm, its bias and its soft cap, and without its blocks.
         """
-        if self._bare:
-            return self.model.bridge.unembed(self.model.bridge.ln_final(final))[:, 0].float()
         with skipped(self.model.bridge.blocks):
             logits = self.model.bridge.run_with_hooks(
                 final,
@@ -228,27 +226,36 @@ class Sweep:
 
     @torch.inference_mode()
     def _ends_bare(self) -> bool:
-        """Whether nothing but the final norm and the unembedding follows the blocks: no soft cap, no scaling.
+        """Whether nothing but the final norm and one matrix follows the blocks: no soft cap, no scaling.
 
-        Those two alone cost less than a call of the model, and control makes many.
+        Then control can take the vocabulary a slice at a time, for all positions at once, which is faster than all of
+        it for a few positions.
         """
         bridge = self.model.bridge
+        unembed = bridge.unembed.original_component
+        if not isinstance(unembed, torch.nn.Linear) or unembed.bias is None:
+            return False
         some = torch.randn(4, 1, bridge.cfg.d_model, generator=torch.Generator().manual_seed(0))
-        some = some.to(self.model.device, next(bridge.parameters()).dtype)
-        return torch.equal(bridge.unembed(bridge.ln_final(some))[:, 0].float(), self._unembed(some))
+        some = some.to(self.model.device, unembed.weight.dtype)
+        return torch.equal(unembed(bridge.ln_final(some))[:, 0].float(), self._unembed(some))
 
     def _loss(self, final: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Mean next-token loss in nats, [head, row], from what leaves the last block, [head × row, position, width]."""
         heads = len(final) // len(tokens)
         targets = tokens[:, 1:].repeat(heads, 1).flatten()
         positions = final[:, :-1].flatten(0, 1).unsqueeze(1)
-        # Chunks whose logits are as large as the widest tensor of a pass.
-        step = max(1, self.pass_tokens * _width(self.model) // self.model.bridge.cfg.d_vocab)
-        losses = [
-            torch.nn.functional.cross_entropy(self._unembed(p), t, reduction="none")
-            for p, t in zip(positions.split(step), targets.split(step), strict=True)
-        ]
-        return torch.cat(losses).view(heads, len(tokens), -1).mean(-1)
+        size = self.pass_tokens * _width(self.model)  # of a chunk's logits: as large as the widest tensor of a pass
+        if self._bare:
+            unembed = self.model.bridge.unembed.original_component
+            hidden = self.model.bridge.ln_final(positions)[:, 0]
+            loss = _chunked_loss(hidden, unembed.weight, unembed.bias, targets, max(1, size // len(hidden)))
+        else:
+            step = max(1, size // self.model.bridge.cfg.d_vocab)
+            chunks = zip(positions.split(step), targets.split(step), strict=True)
+            loss = torch.cat(
+                [torch.nn.functional.cross_entropy(self._unembed(p), t, reduction="none") for p, t in chunks]
+            )
+        return loss.view(heads, len(tokens), -1).mean(-1)
 
     def _passes(self, tokens: torch.Tensor) -> Iterator[tuple[int, range]]:
         """(layer, heads) of each pass through the model, in the order of the sites."""
@@ -318,6 +325,26 @@ def _keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no tensor gets pages of its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: none go back to the system
+
+
+def _chunked_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, step: int
+) -> torch.Tensor:
+    """Cross-entropy [position] of hidden [position, width] with `step` columns of the vocabulary at a time.
+
+    :param weight: [vocabulary, width]; bias [vocabulary].
+    """
+    normaliser = torch.full(targets.shape, -torch.inf, device=hidden.device)
+    of_target = torch.zeros_like(normaliser)
+    for first in range(0, len(weight), step):
+        columns = slice(first, first + step)
+        logits = torch.nn.functional.linear(hidden, weight[columns], bias[columns]).float()
+        here = (targets >= first) & (targets < first + logits.shape[1])
+        own = logits.gather(1, (targets - first).clamp(0, logits.shape[1] - 1).unsqueeze(1))[:, 0]
+        of_target = torch.where(here, own, of_target)
+        peak = logits.amax(-1, keepdim=True)
+        normaliser = torch.logaddexp(normaliser, logits.sub_(peak).exp_().sum(-1).log() + peak[:, 0])
+    return normaliser - of_target
 
 
 def _width(model: Model) -> int:
