@@ -132,7 +132,7 @@ def progress(what: str) -> Iterator[Callable[[float, float], None]]:
             left = time_left(done, total)
             if (quarter := int(4 * done / total)) > said[0]:
                 said[0] = quarter
-                say(f"{what}: {done / total:.0%} done{', ' * bool(left)}{left}")
+                say(f"{what}: {min(1, done / total):.0%} done{', ' * bool(left)}{left}")
 
         yield say_each_quarter
         return
