@@ -181,6 +181,8 @@ def test_a_resumed_build_takes_the_pass_size_that_was_found(mini, tmp_path, monk
     settings = BuildSettings(tasks=("ioi", "induction"), batches=8, batch_size=2, control_batches=3)
     with pytest.raises(KeyboardInterrupt):
         build(mini, settings, out, on_progress=stop)
-    monkeypatch.setattr(Sweep, "task", task)
+    used = []
+    monkeypatch.setattr(Sweep, "task", lambda self, prompts: used.append(self.pass_tokens) or task(self, prompts))
     assert Cache.open(build(mini, settings, out)).attributes["effective_batch"] == 1000
+    assert set(used) == {1000}, "the resumed shards were swept in passes of another size"
     assert Cache.open(build(mini, settings, tmp_path / "new.h5")).attributes["effective_batch"] > 1000
