@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mechrl.errors import MachineError, UsageError, unknown_name
@@ -33,6 +34,8 @@ class Model:
     :param revision: the hub revision asked for, else "".
     :param sha256: of the config and all weights before folding; the same on every machine.
     :param tokenizer_sha256: of the tokenizer's whole definition.
+    :param constants: what folding moved out of each head's output into the output bias, `b_V + b_LN W_V`, float32
+        [layer, head, head width]; None if it moved more than a constant.
     """
 
     bridge: Any
@@ -41,6 +44,7 @@ class Model:
     sha256: str
     tokenizer_sha256: str
     vocabulary: Vocabulary
+    constants: np.ndarray | None
 
     @property
     def n_layers(self) -> int:
@@ -106,10 +110,26 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
             missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
             raise UsageError(f"{name!r}: the folder lacks weights: {', '.join(missing[:3])} … ({len(missing)} in all)")
         tokenizer_sha256 = _tokenizer_sha256(tokenizer)
+        bridge.eval()
+        unfolded = _head_outputs(bridge)
         bridge.enable_compatibility_mode(disable_warnings=True)
+        constants = _constants(unfolded, _head_outputs(bridge))
     _speed_up(bridge)
     bridge.eval()
-    return Model(bridge, name, revision, sha256, tokenizer_sha256, Vocabulary(tokenizer))
+    return Model(bridge, name, revision, sha256, tokenizer_sha256, Vocabulary(tokenizer), constants)
+
+
+def load_vocabulary(name: str = "mini", revision: str = "") -> Vocabulary:
+    """The tokenizer of a model alone.
+
+    :raises UsageError: no such folder, or no tokenizer in it.
+    :raises MachineError: the hub cannot be reached, or has no such model.
+    """
+    folder = find_folder(name, revision)
+    with _quiet_imports():
+        from transformers import AutoTokenizer
+
+        return Vocabulary(AutoTokenizer.from_pretrained(folder))
 
 
 def cast(model: Model, dtype: str) -> None:
@@ -180,6 +200,25 @@ def _fetch(name: str, revision: str) -> Path:
             "--model FOLDER for a model saved with save_pretrained, with --control-text FILE; or --model mini, which "
             "comes with mechrl"
         ) from error
+
+
+@torch.inference_mode()
+def _head_outputs(bridge: Any) -> torch.Tensor:
+    """`hook_z` on a few tokens, [layer, position, head, head width]; before folding it goes by another name."""
+    seen: list[torch.Tensor] = []
+    tokens = torch.arange(1, 9, device=next(bridge.parameters()).device)[None]
+    names = [f"blocks.{layer}.attn.o.hook_in" for layer in range(bridge.cfg.n_layers)]
+    bridge.run_with_hooks(tokens, fwd_hooks=[(name, lambda z, hook: seen.append(z[0].clone())) for name in names])
+    return torch.stack(seen)
+
+
+def _constants(unfolded: torch.Tensor, folded: torch.Tensor) -> np.ndarray | None:
+    """The difference of the heads' outputs, if it is the same at all positions."""
+    difference = (unfolded - folded).float()
+    constants = difference.mean(1)
+    if (difference - constants[:, None]).abs().max() > 1e-4 * max(1.0, unfolded.abs().max().item()):
+        return None
+    return constants.cpu().numpy()
 
 
 def _speed_up(bridge: Any) -> None:

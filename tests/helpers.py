@@ -89,7 +89,7 @@ def planted_model(planted: dict[tuple[int, int], float], n_layers: int = 3, n_he
     """
     width = 16 * n_heads
     config = GPT2Config(
-        vocab_size=738, n_positions=64, n_embd=width, n_layer=n_layers, n_head=n_heads, tie_word_embeddings=False
+        vocab_size=1106, n_positions=64, n_embd=width, n_layer=n_layers, n_head=n_heads, tie_word_embeddings=False
     )
     model = GPT2LMHeadModel(config)
     state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}

@@ -9,7 +9,7 @@ import mechrl
 
 PACKAGE = Path(mechrl.__file__).parent
 ORDER = ["errors", "vocabulary", "models", "tasks", "ablation", "cache", "envs", "agents", "verify", "report", "cli"]
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
 def room(name: str) -> str:

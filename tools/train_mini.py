@@ -20,15 +20,17 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from mechrl.ablation.measures import measure
 from mechrl.tasks import EVALUATION, TASKS, Vocabulary, generate
 from mechrl.tasks.base import Prompts, usable_pools
 from mechrl.tasks.control import prose_spans
 from mechrl.tasks.prose import prose
 
 BOS = "<|endoftext|>"
-VOCABULARY = 1024
+VOCABULARY = 1280
 CONTEXT = 64
-TEXT_TASKS = ("ioi", "docstring")
+TEXT_TASKS = [name for name, task in TASKS.items() if all(pool.words for pool in task.pools.values())]
+SHORT_TASKS = [name for name in TEXT_TASKS if name != "docstring"]
 UNSEEN, UNSEEN_SEED = 1024, 10_000_000  # prompts of each task that training never shows
 
 
@@ -37,17 +39,22 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words: dict[str, int] = {}
     rng = RandomState(0)
-    pools = [" ".join(f" {w}" for p in TASKS[t].pools.values() for w in p.words or ()) for t in TEXT_TASKS]
-    texts = [TASKS[t].draw(rng, {s: p.words for s, p in TASKS[t].pools.items()}).context for t in TEXT_TASKS * 2000]
-    for text in [*pools, *texts, *(prose(rng, 10) for _ in range(5000))]:
+    examples = [TASKS[t].draw(rng, {s: p.words for s, p in TASKS[t].pools.items()}) for t in TEXT_TASKS * 3000]
+    texts = [e.context + answer for e in examples for answer in e.answers]
+    for text in [*texts, *(prose(rng, 10) for _ in range(5000))]:
         for piece, _ in splitter.pre_tokenize_str(text):
-            words[piece] = words.get(piece, 0) + 1
+            if not piece.strip("Ġ").isdigit():
+                words[piece] = words.get(piece, 0) + 1
     tokens = [BOS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokens += [w for w in sorted(words, key=lambda w: (-words[w], w)) if w not in tokens]
+    # A pre-token that is in the vocabulary is one token, a year is its century and two digits; anything else falls
+    # apart into bytes.
+    digits = "0123456789"
+    merges = [("Ġ", "1"), *(("Ġ1", d) for d in digits), *((d, e) for d in digits for e in digits)]
+    tokens += ["".join(pair) for pair in merges]
     if len(tokens) > VOCABULARY:
         raise SystemExit(f"{len(tokens)} words do not fit a vocabulary of {VOCABULARY}")
-    # A pre-token that is in the vocabulary is one token; anything else falls apart into bytes.
-    tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges=[], ignore_merges=True))
+    tokenizer = Tokenizer(BPE({t: i for i, t in enumerate(tokens)}, merges=merges, ignore_merges=True))
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
@@ -102,18 +109,18 @@ class Text:
             example = TASKS[name].draw(self.rng, self.pools[name])
             ids = self.vocabulary.encode(example.context)
             if tuple(ids) not in self.unseen:
-                return [*ids, self.vocabulary.single(f" {example.answers[0]}")]
+                return self.vocabulary.encode(example.context + example.answers[self.rng.randint(len(example.answers))])
         return self.vocabulary.encode(prose(self.rng, 1 + self.rng.randint(12)))
 
     def sequence(self) -> tuple[np.ndarray, np.ndarray]:
-        kind = self.rng.randint(6)
+        kind = self.rng.randint(8)
         if kind < 2:
             return self.scattered_pairs() if kind else self.repeated_block()
-        name = ("ioi", "ioi", "docstring", "prose")[kind - 2]
+        name = ("ioi", "docstring", "prose", *["any"] * 3)[kind - 2]
         ids: list[int] = []
         while len(ids) < CONTEXT:
-            ids += self.document(name)
-            name = name if name == "ioi" else "prose"
+            ids += self.document(SHORT_TASKS[self.rng.randint(len(SHORT_TASKS))] if name == "any" else name)
+            name = "prose" if name == "docstring" else name
         row = np.array(ids[:CONTEXT])
         return row, row
 
@@ -132,9 +139,10 @@ def evaluate(model: torch.nn.Module, vocabulary: Vocabulary, n: int = UNSEEN) ->
         logits = model(torch.from_numpy(prompts.tokens).long()).logits[
             rows, torch.from_numpy(prompts.length).long() - 1
         ]
-        answers, wrongs = (torch.from_numpy(a[:, 0]).long() for a in (prompts.answers, prompts.wrongs))
-        results[f"{name} accuracy"] = (logits.argmax(-1) == answers).float().mean().item()
-        results[f"{name} logit difference"] = (logits[rows, answers] - logits[rows, wrongs]).mean().item()
+        answers, wrongs = (torch.from_numpy(a).long() for a in (prompts.answers, prompts.wrongs))
+        found = measure(logits, logits.log_softmax(-1), answers, wrongs)
+        results[f"{name} accuracy"] = found["top1"].mean().item()
+        results[f"{name} logit difference"] = found["logit_diff"].mean().item()
     spans = torch.from_numpy(prose_spans(vocabulary, n, EVALUATION, UNSEEN_SEED)).long()
     results["prose loss (nats)"] = model(spans, labels=spans).loss.item()
     model.train()
@@ -149,7 +157,7 @@ def evaluate(model: torch.nn.Module, vocabulary: Vocabulary, n: int = UNSEEN) ->
 @click.option("--layers", default=6, show_default=True)
 @click.option("--heads", default=8, show_default=True)
 @click.option("--width", default=128, show_default=True)
-@click.option("--steps", default=5000, show_default=True)
+@click.option("--steps", default=6000, show_default=True)
 @click.option("--batch", default=64, show_default=True, help="Sequences in a step.")
 @click.option("--lr", default=1e-3, show_default=True, help="Peak learning rate; cosine decay after a short warm-up.")
 @click.option("--seed", default=0, show_default=True)

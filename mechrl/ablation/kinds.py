@@ -4,8 +4,29 @@ from enum import Enum
 
 
 class Ablation(Enum):
-    """A kind of ablation; the value is its name in flags and files."""
+    """A kind of ablation; the value is its name in flags and files.
+
+    What is replaced is `hook_z` of the head after folding, at every position. On control text every kind uses control
+    text only, so that control says what a head is worth there, and not how foreign another text is.
+    """
 
     ZERO = "zero"
-    """`hook_z` of the head is set to zero after folding. What stays is the head's constant part, which folding moved
-    into the output bias: `b_V + b_LN W_V` per head. This is the intervention of arXiv 2605.26343."""
+    """Zero. What stays is the head's constant part, which folding moved into the output bias: `b_V + b_LN W_V` per
+    head. The intervention of arXiv 2605.26343."""
+
+    ZERO_RAW = "zero_raw"
+    """Minus that constant part, so that the head writes nothing at all: what zero ablation is in a model that was not
+    folded."""
+
+    MEAN_TASK = "mean_task"
+    """The head's mean over the task's training prompts, position by position, counted from the end. It keeps what all
+    prompts of the task share, and takes away what tells them apart."""
+
+    MEAN_CONTROL = "mean_control"
+    """The head's mean over the training spans of control text, position by position, counted from the end."""
+
+    RESAMPLE = "resample"
+    """The head's output on another training prompt of the task that is as long, drawn once, position by position."""
+
+    COUNTERFACTUAL = "counterfactual"
+    """The head's output on the prompt's counterfactual twin, position by position; on control text, as `resample`."""

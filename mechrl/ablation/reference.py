@@ -7,35 +7,73 @@ import numpy as np
 import torch
 
 from mechrl.ablation.measures import measure, next_token_loss
+from mechrl.ablation.replacement import NOTHING, Replacement
 from mechrl.models import Model
 from mechrl.tasks import Prompts
 
 
 @torch.inference_mode()
-def logits(model: Model, tokens: torch.Tensor, site: int | None = None) -> torch.Tensor:
-    """Logits [row, position, vocabulary], clean or with `hook_z` of one head at zero."""
+def logits(
+    model: Model,
+    tokens: torch.Tensor,
+    site: int | None = None,
+    replacement: Replacement = NOTHING,
+    length: np.ndarray | None = None,
+) -> torch.Tensor:
+    """Logits [row, position, vocabulary], clean or with `hook_z` of one head replaced.
+
+    :param length: of each row, int [row]; None where all are as long as `tokens`.
+    """
     if site is None:
         return model.bridge(tokens, return_type="logits")
     layer, head = divmod(site, model.n_heads)
-    hook = (f"blocks.{layer}.attn.hook_z", partial(_zero_head, head=head))
+    new = _head_output(model, tokens, layer, head, replacement, length)
+    hook = (f"blocks.{layer}.attn.hook_z", partial(_replace_head, head=head, new=new))
     return model.bridge.run_with_hooks(tokens, fwd_hooks=[hook], return_type="logits")
 
 
-def _zero_head(z: torch.Tensor, hook: Any, head: int) -> torch.Tensor:
+def _replace_head(z: torch.Tensor, hook: Any, head: int, new: torch.Tensor) -> torch.Tensor:
     z = z.clone()
-    z[:, :, head] = 0
+    z[:, :, head] = new
     return z
 
 
-def logit_diff(model: Model, prompts: Prompts, site: int | None = None) -> np.ndarray:
+def _head_output(
+    model: Model, tokens: torch.Tensor, layer: int, head: int, replacement: Replacement, length: np.ndarray | None
+) -> torch.Tensor:
+    """What one head puts out instead, [row, position, head width]; a single zero for nothing."""
+    if replacement.sources is not None:
+        seen: list[torch.Tensor] = []
+        hook = (f"blocks.{layer}.attn.hook_z", lambda z, hook: seen.append(z[:, :, head].clone()))
+        sources = torch.from_numpy(replacement.sources[:, : tokens.shape[1]]).long().to(tokens.device)
+        model.bridge.run_with_hooks(sources, fwd_hooks=[hook])
+        return seen[0]
+    if replacement.table is None:
+        return torch.zeros(1, device=tokens.device)
+    by_back = replacement.table[layer, :, head]
+    rows, positions = tokens.shape
+    new = np.zeros((rows, positions, by_back.shape[1]), np.float32)
+    for row in range(rows):
+        for position in range(positions):
+            back = (positions if length is None else int(length[row])) - 1 - position
+            if back >= 0:
+                new[row, position] = by_back[min(back, len(by_back) - 1)]
+    return torch.from_numpy(new).to(tokens.device)
+
+
+def logit_diff(
+    model: Model, prompts: Prompts, site: int | None = None, replacement: Replacement = NOTHING
+) -> np.ndarray:
     """The logit difference of each prompt of a batch in nats, float32 [prompt]."""
     columns = (prompts.tokens[:, : prompts.length.max()], prompts.length - 1, prompts.answers, prompts.wrongs)
     tokens, last, answers, wrongs = (torch.from_numpy(column).long().to(model.device) for column in columns)
-    read = logits(model, tokens, site)[torch.arange(len(last), device=last.device), last]
+    read = logits(model, tokens, site, replacement, prompts.length)[torch.arange(len(last), device=last.device), last]
     return measure(read, read.log_softmax(-1), answers, wrongs)["logit_diff"].float().cpu().numpy()
 
 
-def control_loss(model: Model, spans: np.ndarray, site: int | None = None) -> np.ndarray:
+def control_loss(
+    model: Model, spans: np.ndarray, site: int | None = None, replacement: Replacement = NOTHING
+) -> np.ndarray:
     """The mean next-token loss of each span of a batch in nats, float32 [span]."""
     tokens = torch.from_numpy(spans).long().to(model.device)
-    return next_token_loss(logits(model, tokens, site), tokens).float().cpu().numpy()
+    return next_token_loss(logits(model, tokens, site, replacement), tokens).float().cpu().numpy()

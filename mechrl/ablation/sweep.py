@@ -18,6 +18,7 @@ import torch
 
 from mechrl.ablation import reference
 from mechrl.ablation.measures import measure
+from mechrl.ablation.replacement import NOTHING, Replacement
 from mechrl.errors import MachineError
 from mechrl.models import Model
 from mechrl.tasks import Prompts
@@ -34,11 +35,13 @@ SELF_CHECK_LIMITS = {"float32": 1e-5, "tf32": 0.01, "float16": 0.01, "bfloat16":
 class Entry(NamedTuple):
     """The clean run at one layer: what enters it, and its heads' outputs before the output projection.
 
-    residual [row, position, width]; z [row, position, head, head width].
+    residual [row, position, width]; z [row, position, head, head width]; other, of the same shape, is what an ablation
+    puts in their place, or None for zero.
     """
 
     residual: torch.Tensor
     z: torch.Tensor
+    other: torch.Tensor | None = None
 
 
 class Sweep:
@@ -55,34 +58,148 @@ class Sweep:
         if model.device.type == "cpu":
             _keep_freed_memory()
         self._bare = self._ends_bare()
+        self._plain = self._adds_plainly()
 
-    def task(self, prompts: Prompts) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def task(
+        self, prompts: Prompts, replacement: Replacement = NOTHING
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Clean measures float32 [prompt] and ablated ones float32 [prompt, site] of one batch of prompts.
 
+        :param replacement: what is put in, on these prompts.
         :raises MachineError: a number is not finite (the message names the prompt and the head), or one prompt alone
             does not fit in memory.
         """
-        groups = self._fitting_memory(self._task, prompts, int(prompts.length.max()))
+
+        def sweep(rows: np.ndarray) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+            return self._task(prompts[rows], replacement[rows])
+
+        groups = self._fitting_memory(sweep, len(prompts), int(prompts.length.max()))
         clean, ablated = ({name: [part[i][name] for part in groups] for name in groups[0][i]} for i in (0, 1))
         return (
             {name: _numpy(torch.cat(parts), "prompt") for name, parts in clean.items()},
             {name: _numpy(torch.cat(parts), "prompt", self.model.n_heads) for name, parts in ablated.items()},
         )
 
-    def control(self, spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def control(self, spans: np.ndarray, replacement: Replacement = NOTHING) -> tuple[np.ndarray, np.ndarray]:
         """Mean next-token loss in nats of one batch of spans: clean float32 [span], ablated float32 [span, site].
 
         :param spans: tokens int32 [span, position], nothing padded.
+        :param replacement: what is put in, on these spans.
         :raises MachineError: a number is not finite (the message names the span and the head), or one span alone does
             not fit in memory.
         """
-        clean, ablated = zip(*self._fitting_memory(self._control, spans, spans.shape[1]), strict=True)
+
+        def sweep(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._control(spans[rows], replacement[rows])
+
+        clean, ablated = zip(*self._fitting_memory(sweep, len(spans), spans.shape[1]), strict=True)
         return _numpy(torch.cat(clean), "span"), _numpy(torch.cat(ablated), "span", self.model.n_heads)
 
     @torch.inference_mode()
-    def _task(self, prompts: Prompts) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def clean(self, prompts: Prompts) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Measures of the intact model on one batch, float32 [prompt], and the most probable next token, [prompt]."""
+        tokens, last, answers, wrongs = self._tensors(prompts)
+        logits = self._unembed(self._clean(tokens, last)[1])
+        measures = measure(logits, logits.log_softmax(-1), answers, wrongs)
+        return {name: _numpy(values, "prompt") for name, values in measures.items()}, logits.argmax(-1).cpu().numpy()
+
+    @torch.inference_mode()
+    def head_outputs(self, tokens: np.ndarray) -> list[torch.Tensor]:
+        """`hook_z` of each layer in the intact model, [row, position, head, head width], of tokens [row, position]."""
+        return [entry.z for entry in self._clean(torch.from_numpy(tokens).long().to(self.model.device), None)[0]]
+
+    def direct(self, prompts: Prompts, replacement: Replacement = NOTHING) -> np.ndarray | None:
+        """The direct effect of every head on the logit difference of one batch, in nats, float32 [prompt, site].
+
+        What the ablation takes away of a head's output at the position that is read, through the output projection
+        and the final norm with its scale kept, times the slope of the logit difference there (with one answer and one
+        wrong: the difference of their unembeddings). The direct logit attribution of arXiv 2211.00593.
+
+        :returns: None for a model that does more with a head's output than add it to the residual stream.
+        """
+        if not self._plain:
+            return None
+
+        def direct(rows: np.ndarray) -> torch.Tensor:
+            return self._direct(prompts[rows], replacement[rows])
+
+        groups = self._fitting_memory(direct, len(prompts), int(prompts.length.max()))
+        return _numpy(torch.cat(groups), "prompt", self.model.n_heads)
+
+    @torch.inference_mode()
+    def _direct(self, prompts: Prompts, replacement: Replacement) -> torch.Tensor:
         tokens, last, answers, wrongs = self._tensors(prompts)
         entries, final = self._clean(tokens, last)
+        entries = self._with_other(entries, replacement, last, tokens.shape[1])
+        norm = self.model.bridge.ln_final
+        slope = self._slope(norm(final), answers, wrongs)
+        n_heads, columns = self.model.n_heads, []
+        for entry, block in zip(entries, self.model.bridge.blocks, strict=True):
+            taken = _at(entry.z if entry.other is None else entry.z - entry.other, last)
+            alone = taken.new_zeros(n_heads, *taken.shape)
+            for head in range(n_heads):
+                alone[head, :, :, head] = taken[:, :, head]
+            written = block.attn.o(alone.flatten(3).flatten(0, 1)) - block.attn.o(
+                torch.zeros_like(taken[:1]).flatten(2)
+            )
+            # A norm is a linear map divided by the scale of its input: so this is that map, divided by the clean scale.
+            kept = (norm(written) - norm(torch.zeros_like(written))) * self._scale(written)
+            effect = (kept.view(n_heads, len(last), -1).float() / self._scale(final)[None, :, 0] * slope).sum(-1)
+            columns.append(effect.T)
+        return torch.cat(columns, 1)
+
+    def _scale(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the final norm divides its input by, float32 [..., 1]."""
+        cfg = self.model.bridge.cfg
+        hidden = hidden.float()
+        centred = hidden if cfg.normalization_type.startswith("RMS") else hidden - hidden.mean(-1, keepdim=True)
+        return (centred.pow(2).mean(-1, keepdim=True) + cfg.eps).sqrt()
+
+    def _slope(self, normed: torch.Tensor, answers: torch.Tensor, wrongs: torch.Tensor) -> torch.Tensor:
+        """The gradient of the logit difference by what leaves the final norm, float32 [row, width]."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = normed.clone().requires_grad_()
+            logits = self._unembed(normed.clone(), normed=leaf)
+            difference = measure(logits, logits.detach(), answers.clone(), wrongs.clone())["logit_diff"]
+            return torch.autograd.grad(difference.sum(), leaf)[0][:, 0].float()
+
+    @torch.inference_mode()
+    def _adds_plainly(self) -> bool:
+        """Whether the blocks add to the residual stream what their heads and their MLP write, and nothing else."""
+        bridge = self.model.bridge
+        if not bridge.blocks[-1].mlp.name:
+            return False
+        block = f"blocks.{self.model.n_layers - 1}"
+        seen: list[torch.Tensor] = []
+        names = ("hook_in", "attn.hook_z", "mlp.hook_out", "hook_out")
+        hooks = [(f"{block}.{name}", lambda tensor, hook: seen.append(tensor)) for name in names]
+        bridge.run_with_hooks(torch.arange(4, device=self.model.device)[None], fwd_hooks=hooks)
+        before, z, mlp, after = seen
+        rest = after - before - bridge.blocks[-1].attn.o(z.flatten(2)) - mlp
+        return bool(rest.abs().max() <= 1e-3 * after.abs().max())
+
+    def _with_other(
+        self, entries: list[Entry], replacement: Replacement, last: torch.Tensor, positions: int
+    ) -> list[Entry]:
+        """The clean run with what is put in place of its heads."""
+        if replacement.sources is not None:
+            sources = torch.from_numpy(replacement.sources[:, :positions]).long().to(last.device)
+            others = [entry.z for entry in self._clean(sources, last)[0]]
+        elif replacement.table is not None:
+            table = torch.from_numpy(replacement.table).to(last.device, entries[0].z.dtype)
+            back = last[:, None] - torch.arange(positions, device=last.device)
+            others = [of_layer[back.clamp(0, len(of_layer) - 1)] for of_layer in table]
+        else:
+            return entries
+        return [entry._replace(other=other) for entry, other in zip(entries, others, strict=True)]
+
+    @torch.inference_mode()
+    def _task(
+        self, prompts: Prompts, replacement: Replacement
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        tokens, last, answers, wrongs = self._tensors(prompts)
+        entries, final = self._clean(tokens, last)
+        entries = self._with_other(entries, replacement, last, tokens.shape[1])
         logits = self._unembed(final)
         clean_logprobs = logits.log_softmax(-1)
         clean = measure(logits, clean_logprobs, answers, wrongs)
@@ -94,9 +211,11 @@ class Sweep:
         return clean, {name: torch.cat(values).T for name, values in columns.items()}
 
     @torch.inference_mode()
-    def _control(self, spans: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _control(self, spans: np.ndarray, replacement: Replacement) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.from_numpy(spans).long().to(self.model.device)
         entries, final = self._clean(tokens, None)
+        last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+        entries = self._with_other(entries, replacement, last, tokens.shape[1])
         columns = [
             self._loss(self._ablated(entries[layer], layer, heads, None), tokens)
             for layer, heads in self._passes(tokens)
@@ -114,17 +233,25 @@ class Sweep:
         final = self._ablated(entry, layer, heads, last)
         return self._unembed(final).view(len(heads), len(last), -1)
 
-    def self_check(self, prompts: Prompts, expected: torch.Tensor, arithmetic: str = "float32") -> float:
+    def self_check(
+        self,
+        prompts: Prompts,
+        expected: torch.Tensor,
+        arithmetic: str = "float32",
+        replacement: Replacement = NOTHING,
+    ) -> float:
         """The largest difference to the slow reference, over heads of the first, the middle and the last layer.
 
         :param expected: what `check_logits` gave for these prompts, in float32.
         :param arithmetic: what the sweep computes in; a key of SELF_CHECK_LIMITS.
-        :returns: the largest |difference| of a logit, divided by max(1, the largest |logit|).
+        :param replacement: what is put in, on these prompts.
+        :returns: the largest absolute difference of a logit, divided by that of a logit, or by 1 if it is smaller.
         :raises MachineError: it is above the limit: this model cannot be swept correctly.
         """
         tokens, last, _, _ = self._tensors(prompts)
         with torch.inference_mode():
             entries, final = self._clean(tokens, last)
+            entries = self._with_other(entries, replacement, last, tokens.shape[1])
             # A model that looks ahead would see the padding: rows of full length must not change when they get some.
             longer = torch.nn.functional.pad(tokens, (0, int(tokens.shape[1] < self.model.n_ctx)))
             found = [self._unembed(final), self._unembed(self._clean(longer, last)[1])]
@@ -140,13 +267,13 @@ class Sweep:
             )
         return error / largest
 
-    def _fitting_memory(self, sweep: Callable, rows: Any, positions: int) -> list:
+    def _fitting_memory(self, sweep: Callable, n_rows: int, positions: int) -> list:
         """`sweep` of the rows in as many equal groups as memory needs; out of memory, once more with half of it."""
         while True:
-            n_groups = -(-len(rows) // max(1, self.pass_tokens // positions))
-            groups = np.array_split(np.arange(len(rows)), n_groups)
+            n_groups = -(-n_rows // max(1, self.pass_tokens // positions))
+            groups = np.array_split(np.arange(n_rows), n_groups)
             try:
-                return [sweep(rows[group]) for group in groups]
+                return [sweep(group) for group in groups]
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -184,7 +311,7 @@ class Sweep:
         n = len(entry.residual)
         z = entry.z.repeat(len(heads), 1, 1, 1)
         for i, head in enumerate(heads):
-            z[i * n : (i + 1) * n, :, head] = 0
+            z[i * n : (i + 1) * n, :, head] = 0 if entry.other is None else entry.other[:, :, head]
         blocks = self.model.bridge.blocks
         attention = blocks[layer].attn  # it has run already, and only its output projection is still to come
         with skipped(blocks[:layer]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
@@ -210,17 +337,19 @@ class Sweep:
         self.model.bridge.run_with_hooks(*args, fwd_hooks=hooks, **kwargs)
         return final[0] if last is None else _at(final[0], last)
 
-    def _unembed(self, final: torch.Tensor) -> torch.Tensor:
+    def _unembed(self, final: torch.Tensor, normed: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, float32 [row, vocabulary], from what leaves the last block, [row, 1, width].
 
         The model itself does it, with its final norm, its bias and its soft cap, and without its blocks.
+
+        :param normed: what leaves the final norm, if that is given already.
         """
+        hooks: list[tuple[str, Any]] = [(FINAL_NORM, lambda hidden, hook: final)]
+        if normed is not None:
+            hooks.append(("unembed.hook_in", lambda hidden, hook: normed))
         with skipped(self.model.bridge.blocks):
             logits = self.model.bridge.run_with_hooks(
-                final,
-                start_at_layer=self.model.n_layers - 1,
-                fwd_hooks=[(FINAL_NORM, lambda hidden, hook: final)],
-                return_type="logits",
+                final, start_at_layer=self.model.n_layers - 1, fwd_hooks=hooks, return_type="logits"
             )
         return logits[:, 0].float()
 
@@ -288,7 +417,7 @@ def check_sites(model: Model) -> list[tuple[int, list[int]]]:
 
 
 @torch.inference_mode()
-def check_logits(model: Model, prompts: Prompts) -> torch.Tensor:
+def check_logits(model: Model, prompts: Prompts, replacement: Replacement = NOTHING) -> torch.Tensor:
     """What the slow reference gives for a self-check: clean, then each of its heads, [1 + head, row, vocabulary].
 
     Ask before the model is cast to another dtype, and the check compares that dtype with float32.
@@ -296,7 +425,12 @@ def check_logits(model: Model, prompts: Prompts) -> torch.Tensor:
     tokens = torch.from_numpy(prompts.tokens[:, : prompts.length.max()]).long().to(model.device)
     sites = [layer * model.n_heads + head for layer, heads in check_sites(model) for head in heads]
     rows = np.arange(len(prompts))
-    return torch.stack([reference.logits(model, tokens, site)[rows, prompts.length - 1] for site in (None, *sites)])
+    return torch.stack(
+        [
+            reference.logits(model, tokens, site, replacement, prompts.length)[rows, prompts.length - 1]
+            for site in (None, *sites)
+        ]
+    )
 
 
 def skipped(blocks: Any) -> AbstractContextManager[None]:

@@ -1,8 +1,8 @@
 """Building a cache: prompts, self-check, one piece after another into `<out>.build/`, and the merge."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +13,18 @@ import numpy as np
 import mechrl
 from mechrl.ablation import Ablation
 from mechrl.ablation.flops import Shape
+from mechrl.ablation.replacement import NOTHING, Replacement, Replacements
+from mechrl.ablation.sweep import Sweep
 from mechrl.cache.files import write_content
-from mechrl.cache.format import Content
+from mechrl.cache.format import FROM_FILE, Content
 from mechrl.cache.merge import Part, Piece, join_parts, merge
 from mechrl.cache.worker import Recipe, Shard, Swept, Worker
 from mechrl.cache.workspace import workspace
 from mechrl.errors import MechrlError, UsageError, unknown_name
 from mechrl.models import WEIGHT_PROCESSING, Model, absolute_name
-from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, usable_pools
+from mechrl.tasks import EVALUATION, TRAIN, Prompts, TaskFile, generate, get_task, join, usable_pools
 from mechrl.tasks.control import control_spans
+from mechrl.tasks.files import arrange, check_file
 
 SHARD_BATCHES = 4
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,6 +36,7 @@ class BuildSettings:
     """What a cache is made of, apart from the model.
 
     :param tasks: names of built-in tasks.
+    :param files: tasks from files, with as many batches as they fill.
     :param batches: prompt batches of each task; the last quarter of them, at least 2, is for evaluation.
     :param control_batches: batches of control spans, split likewise.
     :param dtype: what the swept model computes in, after folding in float32; `tf32` lets a GPU round float32 factors.
@@ -41,6 +45,7 @@ class BuildSettings:
     """
 
     tasks: tuple[str, ...] = ("induction", "ioi", "docstring")
+    files: tuple[TaskFile, ...] = ()
     batches: int = 16
     batch_size: int = 32
     control_batches: int = 16
@@ -60,8 +65,8 @@ class BuildSettings:
         kinds = [kind.value for kind in Ablation]
         if self.ablation not in kinds:
             raise unknown_name("ablation", self.ablation, kinds)
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise UsageError(f"--tasks needs one or more tasks, each once; got {','.join(self.tasks)!r}")
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise UsageError(f"a cache needs one or more tasks, each once; got {', '.join(self.names) or 'none'}")
         for flag, number, least in (
             ("--batches", self.batches, 3),
             ("--control-batches", self.control_batches, 3),
@@ -70,6 +75,15 @@ class BuildSettings:
         ):
             if number < least:
                 raise UsageError(f"{flag} must be at least {least}, not {number}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all tasks, in the order of the cache."""
+        return (*self.tasks, *(file.name for file in self.files))
+
+    def identity(self) -> dict[str, Any]:
+        """What two builds must share to be one; files by their hash."""
+        return {**vars(self), "files": {file.name: file.sha256 for file in self.files}}
 
 
 def split_batches(batches: int) -> tuple[int, int]:
@@ -87,12 +101,25 @@ class Material:
     control_split: np.ndarray
     attributes: dict[str, dict[str, Any]]
 
-    def shard(self, piece: Piece, batch_size: int) -> Shard:
-        """The rows of a piece, as a worker gets them."""
+    def shard(self, piece: Piece, batch_size: int, replacement: Replacement) -> Shard:
+        """The rows of a piece, as a worker gets them; `replacement` is for all rows of the task or of control."""
         rows = slice(piece.first_row, piece.first_row + piece.rows)
         if piece.name == "control":
-            return Shard(piece, batch_size, spans=self.control_tokens[rows])
-        return Shard(piece, batch_size, prompts=self.prompts[piece.name][rows])
+            return Shard(piece, batch_size, replacement[rows], spans=self.control_tokens[rows])
+        return Shard(piece, batch_size, replacement[rows], prompts=self.prompts[piece.name][rows])
+
+    def replacements(self, model: Model, settings: "BuildSettings", names: Iterable[str]) -> dict[str, Replacement]:
+        """What the ablation puts in, on each of some tasks, or on "control".
+
+        :raises UsageError: the ablation does not fit a task or the model.
+        """
+        of = Replacements(
+            Ablation(settings.ablation), Sweep(model), self.control_tokens, self.control_split, settings.seed
+        )
+        return {
+            name: of.of_control() if name == "control" else of.of_task(name, self.prompts[name])
+            for name in sorted(names)
+        }
 
     def rows(self, name: str) -> int:
         """How many prompts a task has, or how many control spans there are."""
@@ -108,6 +135,15 @@ def prepare(model: Model, settings: BuildSettings, control_text: str | None = No
     prompts, attributes = {}, {}
     for name in settings.tasks:
         prompts[name], attributes[f"/tasks/{name}"] = make_prompts(model, name, settings)
+    for file in settings.files:
+        check_file(file, model.vocabulary, model.n_ctx)
+        prompts[file.name] = arrange(file, model.vocabulary, settings.batch_size)
+        attributes[f"/tasks/{file.name}"] = {
+            "generator": FROM_FILE,
+            "generator_version": 1,
+            "generator_params": json.dumps({"file": file.path.name, "sha256": file.sha256}),
+            "source": f"{file.path.name}",
+        }
     n_train, n_evaluation = (n * settings.batch_size for n in split_batches(settings.control_batches))
     tokens = np.concatenate(
         [
@@ -125,7 +161,7 @@ def plan(settings: BuildSettings, material: Material, shard: tuple[int, int] = (
     step = SHARD_BATCHES * settings.batch_size
     pieces = [
         Piece(name, first, min(step, material.rows(name) - first))
-        for name in ("control", *settings.tasks)
+        for name in ("control", *settings.names)
         for first in range(0, material.rows(name), step)
     ]
     return pieces[shard[0] - 1 :: shard[1]]
@@ -167,13 +203,16 @@ def build(
         "model_sha256": model.sha256,
         "tokenizer_sha256": model.tokenizer_sha256,
         "device": model.device.type if cluster is None else device,
-        **asdict(settings),
+        **settings.identity(),
         "shard": list(shard),
     }
     with workspace(out, identity) as folder:
         finished = {piece: _finished(_shard_path(folder, piece)) for piece in pieces}
         progress = _Progress(model, material, on_progress)
         progress.start(finished)
+        missing = [piece for piece in pieces if finished[piece] is None]
+        first = settings.names[0]
+        other = material.replacements(model, settings, {first, *(piece.name for piece in missing)}) if missing else {}
         recipe = Recipe(
             mechrl.__version__,
             absolute_name(model.name),
@@ -181,20 +220,21 @@ def build(
             model.sha256,
             settings.dtype,
             settings.tf32,
-            material.prompts[settings.tasks[0]][:4],
+            (material.prompts[first][:4], other.get(first, NOTHING)[:4]),
             min((part.root["effective_batch"] for part in finished.values() if part is not None), default=None),
         )
-        missing = [material.shard(piece, settings.batch_size) for piece in pieces if finished[piece] is None]
+        shards = [material.shard(piece, settings.batch_size, other[piece.name]) for piece in missing]
         if cluster is None:
-            swept = _sweep_here(model, recipe, missing, progress) if missing else iter(())
+            swept = _sweep_here(model, recipe, shards, progress) if shards else iter(())
         else:
             from mechrl.cache.cluster import sweep_shards
 
-            swept = progress.over(sweep_shards(cluster, recipe, device, missing))
+            swept = progress.over(sweep_shards(cluster, recipe, device, shards))
         root = _root_attributes(model, settings)
-        root["shard"] = json.dumps({"rows": {name: material.rows(name) for name in ("control", *settings.tasks)}})
+        root["shard"] = json.dumps({"rows": {name: material.rows(name) for name in ("control", *settings.names)}})
         for result in swept:
-            _write_shard(_shard_path(folder, result.piece), result, material, root)
+            sha256 = other[result.piece.name].sha256
+            _write_shard(_shard_path(folder, result.piece), result, material, root, sha256)
         parts = [Part.read(_shard_path(folder, piece)) for piece in pieces]
         write_content(out, merge(parts) if shard[1] == 1 else join_parts(parts))
     return out
@@ -275,16 +315,17 @@ def _shard_path(folder: Path, piece: Piece) -> Path:
     return folder / f"{piece.name}-{piece.first_row:07}.h5"
 
 
-def _write_shard(path: Path, swept: Swept, material: Material, root: dict[str, Any]) -> None:
+def _write_shard(path: Path, swept: Swept, material: Material, root: dict[str, Any], replacement_sha256: str) -> None:
     piece = swept.piece
-    shard = material.shard(piece, piece.rows)
+    shard = material.shard(piece, piece.rows, NOTHING)
     if shard.prompts is None:
         place = "/control"
         rows = slice(piece.first_row, piece.first_row + piece.rows)
         arrays = {"tokens": shard.spans, "split": material.control_split[rows], **swept.arrays}
     else:
         place = f"/tasks/{piece.name}"
-        arrays = {**vars(shard.prompts), **swept.arrays}
+        prompts = {name: column for name, column in vars(shard.prompts).items() if column is not None}
+        arrays = {**prompts, **swept.arrays}
     attributes = {
         "/": {
             **root,
@@ -295,8 +336,11 @@ def _write_shard(path: Path, swept: Swept, material: Material, root: dict[str, A
             "self_check_error": swept.self_check_error,
         }
     }
-    if place != "/control":
-        attributes[place] = material.attributes[place]
+    of_place = material.attributes.get(place, {})
+    if replacement_sha256:
+        of_place = {**of_place, "replacement_sha256": replacement_sha256}
+    if of_place:
+        attributes[place] = of_place
     content = Content({f"{place}/{name}": array for name, array in arrays.items()}, attributes)
     write_content(path, content, manifest=False)
 
@@ -319,7 +363,7 @@ def _root_attributes(model: Model, settings: BuildSettings) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "control_source": settings.control_source,
         "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
-        "task_order": json.dumps(list(settings.tasks)),
+        "task_order": json.dumps(list(settings.names)),
     }
 
 

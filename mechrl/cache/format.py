@@ -17,6 +17,7 @@ from mechrl.ablation import MEASURES
 from mechrl.errors import FileError
 
 FORMAT, VERSION = "mechrl-cache", 1
+FROM_FILE = "file"  # the `generator` of a task that has none but a user's file
 NAME = r"[A-Za-z0-9_.-]+"
 MEASURE = f"(?:{'|'.join(MEASURES)})"
 

@@ -1,17 +1,22 @@
 """`Cache`: a cache in memory, as everything after the build sees it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mechrl.ablation import Ablation
+from mechrl.ablation.replacement import Replacements
 from mechrl.cache.files import read_content
 from mechrl.cache.format import Content, check_content
 from mechrl.errors import FileError, UsageError, unknown_name
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts
+
+if TYPE_CHECKING:
+    from mechrl.cache.top import TopHead
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,41 @@ class Cache:
         except FileError as error:
             raise FileError(f"{path}: {error}") from error
         return cls(Path(path), content)
+
+    @classmethod
+    def build(
+        cls,
+        model: str = "mini",
+        tasks: Sequence[str | Path] = ("induction", "ioi", "docstring"),
+        *,
+        out: str | Path,
+        control_text: str | Path | None = None,
+        revision: str = "",
+        device: str = "auto",
+        **settings: Any,
+    ) -> "Cache":
+        """Ablate every head on every prompt, write the cache to `out`, and open it. As `mechrl-cache build`.
+
+        :param model: `mini`, a folder, or a name on the hub.
+        :param tasks: names of built-in tasks, and paths of .jsonl or .csv files with tasks of your own.
+        :param control_text: a text file; by default WikiText-2, for `mini` generated prose.
+        :param settings: of `mechrl.cache.build.BuildSettings`: batches, batch_size, control_batches, ablation, seed,
+            dtype, tf32.
+        :raises UsageError: an unknown name, a task that does not fit the model, a file with mistakes.
+        :raises MachineError: no network, no memory, no disk, or a model that cannot be swept correctly.
+        :raises FileError: an unfinished build of the same file has other settings.
+        """
+        from mechrl.cache.build import BuildSettings, build
+        from mechrl.models import load_model
+        from mechrl.tasks.control import read_control
+        from mechrl.tasks.files import fitting_batch_size, read_task_file
+
+        own = tuple(read_task_file(task, taken=sorted(TASKS)) for task in tasks if isinstance(task, Path))
+        names = tuple(task for task in tasks if isinstance(task, str))
+        source, text = read_control(None if control_text is None else Path(control_text), generated=model == "mini")
+        settings = {"batch_size": fitting_batch_size(own), **settings}
+        wanted = BuildSettings(tasks=names, files=own, control_source=source, **settings)
+        return cls.open(build(load_model(model, device=device, revision=revision), wanted, Path(out), text))
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -109,16 +149,28 @@ class Cache:
     def prompts(self, task: str) -> Prompts:
         """The prompts of a task, training batches first."""
         self.check_task(task)
-        return Prompts(**{name: self.content.arrays[f"/tasks/{task}/{name}"] for name in Prompts.__annotations__})
+        columns: dict[str, Any] = {
+            name: self.content.arrays.get(f"/tasks/{task}/{name}") for name in Prompts.__annotations__
+        }
+        return Prompts(**columns)
 
     def clean(self, task: str, measure: str = "logit_diff") -> np.ndarray:
         """A measure of the intact model, [prompt]."""
         self.check_task(task)
         return self.content.arrays[f"/tasks/{task}/clean/{measure}"]
 
+    def accuracy(self, task: str) -> float:
+        """The share of prompts on which the intact model puts the answers before the wrongs."""
+        return float((self.clean(task) > 0).mean())
+
     def damage(self, task: str, measure: str = "logit_diff") -> np.ndarray:
         """Clean minus ablated measure, [prompt, site]."""
         return self.clean(task, measure)[:, None] - self.content.arrays[f"/tasks/{task}/ablated/{measure}"]
+
+    def direct(self, task: str) -> np.ndarray | None:
+        """Direct effect of each head on the logit difference, [prompt, site], see `Sweep.direct`; None if not there."""
+        self.check_task(task)
+        return self.content.arrays.get(f"/tasks/{task}/direct")
 
     @cached_property
     def control_damage(self) -> np.ndarray:
@@ -138,6 +190,16 @@ class Cache:
         """Mean control damage of each control batch of a split, [batch, site]."""
         return self._batch_means(self.control_damage[self.in_split(None, split)])
 
+    def top(self, task: str, n: int = 10, by: str = "score", control_weight: float = 1.0) -> "list[TopHead]":
+        """The `n` heads that matter most, with 95 % intervals; see `mechrl.cache.top.top_heads`.
+
+        :param by: score, damage or abs (the absolute score).
+        :raises UsageError: the cache has no such task.
+        """
+        from mechrl.cache.top import top_heads
+
+        return top_heads(self, task, by, n, control_weight)
+
     def scores(self, task: str, split: int = EVALUATION, control_weight: float = 1.0) -> np.ndarray:
         """Mean score of each head over a split, [site]: damage minus `control_weight` × control damage."""
         return self.batch_damage(task, split).mean(0) - np.float32(control_weight) * self.batch_control(split).mean(0)
@@ -147,6 +209,20 @@ class Cache:
         prompts = self.prompts(task)
         train, evaluation = (set(prompts.answers[prompts.split == s].ravel()) - {-1} for s in (TRAIN, EVALUATION))
         return len(train & evaluation), len(evaluation)
+
+    def replacements(self, sweep: Any) -> Replacements:
+        """What this cache's ablation puts in place of the heads' outputs.
+
+        :param sweep: an `ablation.sweep.Sweep` of the cache's model.
+        :raises FileError: the cache is of an ablation that this mechrl does not know.
+        """
+        name = self.attributes["ablation"]
+        try:
+            kind = Ablation(name)
+        except ValueError as error:
+            raise FileError(f"{self.path}: this mechrl knows no ablation {name!r}") from error
+        arrays = self.content.arrays
+        return Replacements(kind, sweep, arrays["/control/tokens"], arrays["/control/split"], self.attributes["seed"])
 
     def _batch_means(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(-1, self.batch_size, self.n_sites).mean(1)

@@ -1,5 +1,6 @@
-"""The heads that matter most on a task, with intervals."""
+"""The heads that matter most on a task, with intervals, and what settles the first doubts about them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,16 +9,34 @@ from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
 
 Estimate = tuple[float, float, float]  # mean, and the lower and upper end of its 95 % interval
+WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # control weights at which ranks are shown
+GENERAL = "general"
+DEPENDS = "depends on the weight"
 
 
 @dataclass(frozen=True)
 class TopHead:
-    """A head's damage, control damage and score over all prompts, each with its interval."""
+    """A head on a task: means over all prompts in nats, each with its interval.
+
+    :param direct: what the head itself writes for the answers against the wrongs, see `Sweep.direct`; None where the
+        cache has none.
+    :param indirect: damage minus `direct`: what goes through later layers. Negative: the model repairs itself.
+    :param specificity: damage minus its mean over the other tasks of the cache; None where there are none.
+    :param ranks: by score at the control weights 0, 0.5, 1 and 2, 1 being the best.
+    :param marks: `general`: on more than half of three or more tasks its damage is 5 % of the clean logit difference
+        and among the highest tenth (3 at least). `depends on the weight`: its rank moves by more than a tenth of all
+        heads.
+    """
 
     head: str
     damage: Estimate
     control: Estimate
     score: Estimate
+    direct: Estimate | None
+    indirect: Estimate | None
+    specificity: Estimate | None
+    ranks: list[int]
+    marks: list[str]
 
 
 def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_weight: float = 1.0) -> list[TopHead]:
@@ -25,24 +44,62 @@ def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_w
 
     :raises UsageError: the cache has no such task.
     """
-    damage, control = cache.damage(task), cache.control_damage
-    draws = (
-        bootstrap_means(damage, cache.prompts(task).group),
-        bootstrap_means(control, np.arange(len(control)), seed=1),
-    )
-    means = damage.mean(0), control.mean(0)
-    score = means[0] - control_weight * means[1]
-    columns = [
-        (mean, *interval(drawn))
-        for mean, drawn in (
-            (means[0], draws[0]),
-            (means[1], draws[1]),
-            (score, draws[0] - control_weight * draws[1]),
+    group = cache.prompts(task).group
+    damage, control, direct = cache.damage(task), cache.control_damage, cache.direct(task)
+    means, drawn = damage.mean(0), bootstrap_means(damage, group)
+    control_means, control_drawn = control.mean(0), bootstrap_means(control, np.arange(len(control)), seed=1)
+    columns = {
+        "damage": (means, drawn),
+        "control": (control_means, control_drawn),
+        "score": (means - control_weight * control_means, drawn - control_weight * control_drawn),
+    }
+    if direct is not None:
+        columns["direct"] = direct.mean(0), bootstrap_means(direct, group)
+        columns["indirect"] = (damage - direct).mean(0), bootstrap_means(damage - direct, group)
+    if others := [cache.damage(other) for other in cache.tasks if other != task]:
+        groups = [cache.prompts(other).group for other in cache.tasks if other != task]
+        resampled = [bootstrap_means(d, g, seed=2 + i) for i, (d, g) in enumerate(zip(others, groups, strict=True))]
+        columns["specificity"] = (
+            means - np.mean([other.mean(0) for other in others], axis=0),
+            drawn - np.mean(resampled, axis=0),
         )
+    ends = {name: (mean, *interval(resampled)) for name, (mean, resampled) in columns.items()}
+    score = columns["score"][0]
+    ranks = np.stack([rank(means - weight * control_means) for weight in WEIGHTS], axis=1)
+    moved = np.ptp(ranks, axis=1) > cache.n_sites / 10
+    general = general_heads(*([of(name).mean(0) for name in cache.tasks] for of in (cache.damage, cache.clean)))
+    key = {"score": score, "damage": means, "abs": np.abs(score)}[by]
+
+    def at(name: str, site: int) -> Estimate | None:
+        return tuple(float(column[site]) for column in ends[name]) if name in ends else None  # type: ignore[return-value]
+
+    return [
+        TopHead(
+            head=cache.head(site),
+            **{name: at(name, site) for name in ("damage", "control", "score", "direct", "indirect", "specificity")},  # type: ignore[arg-type]
+            ranks=ranks[site].tolist(),
+            marks=[GENERAL] * bool(general[site]) + [DEPENDS] * bool(moved[site]),
+        )
+        for site in np.argsort(-key, kind="stable")[:n].tolist()
     ]
-    key = {"score": score, "damage": means[0], "abs": np.abs(score)}[by]
 
-    def at(site: int) -> list[Estimate]:
-        return [(float(mean[site]), float(low[site]), float(high[site])) for mean, low, high in columns]
 
-    return [TopHead(cache.head(site), *at(site)) for site in np.argsort(-key, kind="stable")[:n].tolist()]
+def rank(values: np.ndarray) -> np.ndarray:
+    """The place of each head by value, int [site], 1 being the largest."""
+    ranks = np.empty(len(values), int)
+    ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
+    return ranks
+
+
+def general_heads(damage: Sequence[np.ndarray], clean: Sequence[float]) -> np.ndarray:
+    """Which heads have high damage on most tasks, bool [site]; of three tasks at least.
+
+    :param damage: the mean of each task, [site].
+    :param clean: the mean clean logit difference of each task.
+    """
+    n_sites = len(damage[0])
+    high = [
+        (rank(of_task) <= max(3, n_sites // 10)) & (of_task >= 0.05 * abs(measure))
+        for of_task, measure in zip(damage, clean, strict=True)
+    ]
+    return np.sum(high, axis=0) * 2 > len(damage) if len(damage) >= 3 else np.zeros(n_sites, bool)

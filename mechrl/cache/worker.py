@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import mechrl
+from mechrl.ablation.replacement import Replacement
 from mechrl.ablation.sweep import Sweep, check_logits
 from mechrl.cache.merge import Piece
 from mechrl.errors import FileError, MachineError, UsageError
@@ -20,7 +21,8 @@ from mechrl.tasks import Prompts
 class Recipe:
     """What all workers of a build must agree on. It travels to other machines, with no path or weights in it.
 
-    :param check: a few prompts, on which each worker compares its sweep with the slow reference before it begins.
+    :param check: a few prompts and what is put in on them; each worker compares its sweep with the slow reference there
+        before it begins.
     :param pass_tokens: see `Sweep`; None lets each worker find its own.
     """
 
@@ -30,16 +32,20 @@ class Recipe:
     model_sha256: str
     dtype: str
     tf32: bool
-    check: Prompts
+    check: tuple[Prompts, Replacement]
     pass_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows of a task, or of control, to be swept; `prompts` or `spans` int32 [span, position] holds them."""
+    """Some rows of a task, or of control, to be swept; `prompts` or `spans` int32 [span, position] holds them.
+
+    :param replacement: what the ablation puts in, on these rows.
+    """
 
     piece: Piece
     batch_size: int
+    replacement: Replacement
     prompts: Prompts | None = None
     spans: np.ndarray | None = None
 
@@ -74,12 +80,13 @@ class Worker:
         if recipe.tf32 and model.device.type != "cuda":
             raise UsageError(f"--tf32 is for CUDA devices, and the model is on {model.device.type}")
         try:
-            expected = check_logits(model, recipe.check)
+            prompts, replacement = recipe.check
+            expected = check_logits(model, prompts, replacement)
             cast(model, recipe.dtype)
             torch.backends.cuda.matmul.allow_tf32 = recipe.tf32
             self.sweep = Sweep(model, recipe.pass_tokens)
             arithmetic = "tf32" if recipe.tf32 else recipe.dtype
-            self.self_check_error = self.sweep.self_check(recipe.check, expected, arithmetic)
+            self.self_check_error = self.sweep.self_check(prompts, expected, arithmetic, replacement)
         except (RuntimeError, ValueError, KeyError, AttributeError) as error:
             raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
         self._alone = threading.Lock()  # hooks of two sweeps at once would act on each other
@@ -103,17 +110,19 @@ class Worker:
             )
 
     def _batch(self, shard: Shard, rows: slice) -> dict[str, Any]:
+        replacement = shard.replacement[rows]
         try:
             if shard.prompts is None:
                 assert shard.spans is not None
-                clean_loss, ablated_loss = self.sweep.control(shard.spans[rows])
+                clean_loss, ablated_loss = self.sweep.control(shard.spans[rows], replacement)
                 return {"clean": clean_loss, "ablated": ablated_loss}
-            clean, ablated = self.sweep.task(shard.prompts[rows])
+            clean, ablated = self.sweep.task(shard.prompts[rows], replacement)
+            direct = self.sweep.direct(shard.prompts[rows], replacement)
         except MachineError as error:
             first = shard.piece.first_row + rows.start
             raise MachineError(
                 f"{shard.piece.name}, rows {first} to {first + shard.batch_size - 1}: {error}"
             ) from error
-        return {f"clean/{name}": values for name, values in clean.items()} | {
-            f"ablated/{name}": values for name, values in ablated.items()
-        }
+        arrays = {f"clean/{name}": values for name, values in clean.items()}
+        arrays |= {f"ablated/{name}": values for name, values in ablated.items()}
+        return arrays if direct is None else arrays | {"direct": direct}

@@ -27,18 +27,30 @@ def cache() -> None:
 @click.option("--revision", default="", help="Of a model on the hub: a branch, tag or commit.")
 @click.option(
     "--tasks",
-    default="induction,ioi,docstring",
-    show_default=True,
     callback=app.names,
-    help="Of induction, induction_matched, ioi and docstring.",
+    help="Built-in ones, or all; `mechrl-cache tasks` lists them.  [default: induction,ioi,docstring]",
+)
+@click.option(
+    "--task",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A .jsonl or .csv file of your own prompts; then --tasks defaults to none.",
 )
 @click.option("--batches", type=int, help="Prompt batches of each task.  [default: 16 for mini, 64 otherwise]")
-@click.option("--batch-size", default=32, show_default=True, help="Prompts in a batch.")
+@click.option("--batch-size", type=int, help="Prompts in a batch.  [default: 32, or less for a small task file]")
 @click.option("--control-batches", type=int, help="Batches of control text.  [default: as --batches]")
 @click.option(
     "--control-text", type=click.Path(path_type=Path), help="A text file.  [default: WikiText-2; for mini, prose]"
 )
-@click.option("--ablation", type=click.Choice(["zero"]), default="zero", show_default=True)
+@click.option(
+    "--ablation",
+    "kinds",
+    default="zero",
+    show_default=True,
+    callback=app.names,
+    help="Of zero, zero_raw, mean_task, mean_control, resample, counterfactual; several make one file each.",
+)
 @click.option("--shard", callback=_shard, help="i/n: build only the i-th of n parts, for `mechrl-cache merge`.")
 @app.device
 @click.option(
@@ -56,12 +68,16 @@ def cache() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Where to.  [default: cache/<model>.h5]")
 @app.as_json
 def build(
-    model, revision, tasks, batches, batch_size, control_batches, control_text, ablation, shard, device, dtype, tf32,
-    workers, scheduler, seed, threads, out, as_json,
+    model, revision, tasks, files, batches, batch_size, control_batches, control_text, kinds, shard, device, dtype,
+    tf32, workers, scheduler, seed, threads, out, as_json,
 ):  # fmt: skip
     """Ablate every head on every prompt and store the damage."""
     if workers and scheduler:
         raise click.UsageError("--workers starts processes here and --scheduler names a cluster: give one of them")
+    if out is not None and len(kinds) > 1:
+        raise click.UsageError(f"--out names one file and --ablation {','.join(kinds)} makes {len(kinds)}")
+    if as_json and len(kinds) > 1:
+        raise click.UsageError("--json prints one object: build one ablation at a time")
     app.use_threads(threads)
     if model == "mini":
         app.say(app.FIRST_LINE)
@@ -70,8 +86,19 @@ def build(
     from mechrl.cache.cluster import connect
     from mechrl.cache.files import check_writable
     from mechrl.models import cache_name, find_folder, load_model, pick_device
+    from mechrl.tasks import TASKS
     from mechrl.tasks.control import read_control
+    from mechrl.tasks.files import LARGEST_BATCH, fitting_batch_size, read_task_file
 
+    own = tuple(read_task_file(path, taken=sorted(TASKS)) for path in files)
+    if tasks is None:
+        tasks = [] if own else ["induction", "ioi", "docstring"]
+    elif tasks == ["all"]:
+        tasks = list(TASKS)
+    if batch_size is None:
+        batch_size = fitting_batch_size(own)
+        if batch_size < LARGEST_BATCH:
+            app.say(f"batches of {batch_size}, because a task file has {min(map(len, own))} prompts")
     if batches is None:
         batches = 16 if model == "mini" else 64
     if control_batches is None:
@@ -82,23 +109,113 @@ def build(
     if out is not None and out.exists():
         app.say(f"{out} is there already and will be replaced")
     source, text = read_control(control_text, generated=model == "mini")
-    settings = BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, ablation, seed, dtype, tf32)
+    every = [
+        BuildSettings(tuple(tasks), own, batches, batch_size, control_batches, source, kind, seed, dtype, tf32)
+        for kind in kinds
+    ]
     if not scheduler:
         device = pick_device(device)
-    with connect(workers, scheduler, threads) as client:
-        loaded = load_model(model, device="cpu" if client else device, revision=revision)
-        if out is None:
-            part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
-            name = cache_name(model, loaded.sha256, ablation).removesuffix(".h5")
-            out = Path("cache") / (name + part + ".h5")
-            check_writable(out)
-        where = scheduler or (f"{workers} workers" if workers else loaded.device)
-        app.say(f"{loaded.n_layers} layers × {loaded.n_heads} heads on {where}, {len(tasks)} tasks × {batches} batches")
-        with app.progress("sweeping") as progress:
-            build_cache(loaded, settings, out, text, shard, progress, client, device)
-    if shard[1] > 1:
-        return click.echo(f"{out}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
-    _finish(out, as_json)
+    for settings in every:
+        path = out
+        with connect(workers, scheduler, threads) as client:
+            loaded = load_model(model, device="cpu" if client else device, revision=revision)
+            if path is None:
+                part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
+                name = cache_name(model, loaded.sha256, settings.ablation).removesuffix(".h5")
+                path = Path("cache") / (name + part + ".h5")
+                check_writable(path)
+            where = scheduler or (f"{workers} workers" if workers else loaded.device)
+            app.say(
+                f"{loaded.n_layers} layers × {loaded.n_heads} heads on {where}, "
+                + " and ".join(
+                    [f"{len(tasks)} tasks × {batches} batches"] * bool(tasks)
+                    + [f"{len(file)} prompts of {file.name}" for file in own]
+                )
+            )
+            with app.progress("sweeping") as progress:
+                build_cache(loaded, settings, path, text, shard, progress, client, device)
+        if shard[1] > 1:
+            click.echo(f"{path}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
+        else:
+            _finish(path, as_json)
+
+
+@cache.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@app.model
+@click.option("--revision", default="", help="Of a model on the hub: a branch, tag or commit.")
+@app.device
+@app.threads(None)
+@app.as_json
+def check(path, model, revision, device, threads, as_json):
+    """Check a task file line by line, and see what the model does on it."""
+    app.use_threads(threads)
+    from mechrl.tasks import TASKS, read_task_file
+
+    file = read_task_file(path, taken=sorted(TASKS))
+    from mechrl.cache.check import check_task
+    from mechrl.models import load_model
+    from mechrl.tasks.files import fitting_batch_size
+
+    found = check_task(load_model(model, device=device, revision=revision), file)
+    if as_json:
+        return app.print_json({**vars(found), "worst": [vars(prompt) for prompt in found.worst]})
+    from mechrl.report.tables import print_table
+
+    click.echo(
+        f"{path}: sound; {found.prompts} prompts of {found.shortest} to {found.longest} tokens in {found.groups} "
+        f"groups, {'with' if found.twins else 'without'} counterfactual twins; batches of {fitting_batch_size([file])}"
+    )
+    columns = ["model", "logit diff (nats)", "accuracy", "top-1", "log prob. of the answer", "prob. difference"]
+    print_table(
+        "",
+        columns,
+        [[model, found.logit_diff, found.accuracy, found.top1, found.logprob, found.prob_diff]],
+        "means; accuracy: answers before wrongs; top-1: an answer before every other token",
+    )
+    print_table(
+        "the prompts it does worst on",
+        ["line", "logit diff", "says", "prompt"],
+        [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in found.worst],
+    )
+    if found.logit_diff <= 0:
+        app.warn(f"{model} does not do {found.task}: damage on this task would mean little")
+
+
+@cache.command()
+@click.argument("name", required=False)
+@click.option("--show", default=0, type=click.IntRange(0), help="Print so many of its prompts.")
+@click.option("--model", default="mini", show_default=True, help="Whose tokenizer to use.")
+@app.seed
+@app.as_json
+def tasks(name, show, model, seed, as_json):
+    """The built-in tasks, or one of them and its prompts."""
+    from mechrl.tasks import TASKS, TRAIN, as_text, generate, get_task
+
+    chosen = [get_task(name)] if name else list(TASKS.values())
+    shown = {}
+    if show:
+        from mechrl.models import load_vocabulary
+
+        vocabulary = load_vocabulary(model)
+        for task in chosen:
+            shown[task.name] = as_text(generate(task, vocabulary, show, TRAIN, seed), vocabulary)
+    if as_json:
+        return app.print_json(
+            {
+                t.name: {"family": t.family, "about": t.about, "source": t.source, "prompts": shown.get(t.name, [])}
+                for t in chosen
+            }
+        )
+    from mechrl.report.tables import print_table
+
+    if not name:
+        print_table("", ["task", "family", "source"], [[t.name, t.family, t.source] for t in chosen])
+    for task in chosen:
+        if name:
+            click.echo(f"{task.name} ({task.family})\n\n{task.about}\n\nSource: {task.source}")
+        for prompt in shown.get(task.name, []):
+            click.echo("\n" + "\n".join(f"  {key:9} {value!r}" for key, value in prompt.items()))
 
 
 @cache.command()
@@ -146,9 +263,13 @@ def validate(path):
 @click.option("--n", "-n", default=10, show_default=True, type=click.IntRange(1), help="How many heads.")
 @app.as_json
 def top(path, tasks, by, n, as_json):
-    """The heads that matter most, over all prompts, with 95 % intervals."""
+    """The heads that matter most, over all prompts, with 95 % intervals.
+
+    Direct: what the head itself writes for the answer. Damage - direct: what goes through later layers; negative, the
+    model repairs itself. Specificity: damage minus its mean on the other tasks of the cache.
+    """
     from mechrl.cache.reader import Cache
-    from mechrl.cache.top import top_heads
+    from mechrl.cache.top import WEIGHTS, top_heads
 
     opened = Cache.open(path)
     rows = {task: top_heads(opened, task, by, n) for task in tasks or opened.tasks}
@@ -156,16 +277,31 @@ def top(path, tasks, by, n, as_json):
         return app.print_json({task: [vars(row) for row in found] for task, found in rows.items()})
     from mechrl.report.tables import print_table
 
+    def shown(estimate) -> str | None:
+        return None if estimate is None else "{:.2f} ({:.2f} to {:.2f})".format(*estimate)
+
     for task, found in rows.items():
         print_table(
-            f"{task}: clean logit difference {opened.clean(task).mean():.3f}",
-            ["head", "damage", "control damage", "score"],
+            f"{task}: accuracy {opened.accuracy(task):.3f}, clean logit difference {opened.clean(task).mean():.2f}",
+            ["head", "score", "damage", "direct", "damage - direct", "specificity", "ranks", ""],
             [
-                [r.head, *(f"{m:.3f} ({low:.3f} to {high:.3f})" for m, low, high in (r.damage, r.control, r.score))]
+                [
+                    r.head, *map(shown, (r.score, r.damage, r.direct, r.indirect, r.specificity)),
+                    " ".join(map(str, r.ranks)), ", ".join(r.marks),
+                ]
                 for r in found
             ],
-            "means in nats over all prompts, with 95 % intervals (bootstrap over groups)",
-        )
+        )  # fmt: skip
+    click.echo(
+        "Means in nats over all prompts, with 95 % intervals (bootstrap over groups); score = damage - control damage; "
+        f"ranks by score at control weights {', '.join(f'{w:g}' for w in WEIGHTS)}"
+    )
+
+
+def _shortened(text: str, most: int = 90) -> str:
+    """A prompt on one line, its beginning left out if it is long."""
+    line = repr(text)[1:-1]
+    return line if len(line) <= most else "…" + line[1 - most :]
 
 
 def _finish(path: Path, as_json: bool) -> None:
@@ -187,6 +323,7 @@ def _print_info(opened, as_json: bool) -> None:
         task: {
             "prompts": len(opened.clean(task)),
             "clean_logit_diff": float(opened.clean(task).mean()),
+            "accuracy": opened.accuracy(task),
             "top1_accuracy": float(opened.clean(task, "top1").mean()),
             "does_task": opened.task_attributes(task)["does_task"],
             "answers_in_both_splits": " of ".join(map(str, opened.answer_overlap(task))),
@@ -204,7 +341,7 @@ def _print_info(opened, as_json: bool) -> None:
         f"control: {a['control_source'][:17]}, {len(opened.control_damage)} spans, clean loss {control:.3f} nats"
     )
     click.echo(f"fingerprint of the model {a['model_sha256'][:12]}, of the content {opened.sha256[:12]}")
-    columns = ["task", "prompts", "clean logit diff", "top-1", "does it", "eval. answers also in training"]
+    columns = ["task", "prompts", "clean logit diff", "accuracy", "top-1", "does it", "eval. answers also in training"]
     print_table(
         "",
         columns,

@@ -14,7 +14,7 @@ from mechrl.cli import app
 @click.option("--live", is_flag=True, help="Ask the model for every score; the cache gives prompts and evaluation.")
 @app.model
 @app.device
-@click.option("--tasks", default="induction,ioi", show_default=True, callback=app.names, help="To train on.")
+@click.option("--tasks", callback=app.names, help="To train on.  [default: induction,ioi; else all that are there]")
 @click.option("--hold-out", callback=app.names, help="Only to evaluate on.  [default: docstring, if it is there]")
 @click.option("--preset", type=click.Choice(["default", "paper"]), default="default", show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="Picks in all, in whole rollouts.  [default: the preset's]")
@@ -54,6 +54,9 @@ def train(
     if tensorboard:
         tensorboard.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(path)
+    if tasks is None:
+        usual = ["induction", "ioi"]
+        tasks = usual if set(usual) <= set(cache.tasks) else [t for t in cache.tasks if t not in (hold_out or [])]
     if hold_out is None:
         hold_out = [task for task in ("docstring",) if task in cache.tasks and task not in tasks]
     for task in [*tasks, *hold_out]:

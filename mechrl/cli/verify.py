@@ -16,6 +16,13 @@ from mechrl.cli import app
 @click.option("--plan-k", type=click.IntRange(1), help="Heads to look at before a pick.  [default: the checkpoint's]")
 @click.option("--fresh-batches", default=4, show_default=True, type=click.IntRange(1), help="Of prompts never cached.")
 @click.option(
+    "--fresh",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A task file with further prompts, called like the task, for one that was built from a file.",
+)
+@click.option(
     "--tolerance",
     type=float,
     callback=app.not_negative,
@@ -25,7 +32,7 @@ from mechrl.cli import app
 @app.threads(None)
 @app.as_json
 @click.pass_context
-def verify(ctx, checkpoint, path, model, device, top, plan_k, fresh_batches, tolerance, seed, threads, as_json):
+def verify(ctx, checkpoint, path, model, device, top, plan_k, fresh_batches, files, tolerance, seed, threads, as_json):
     """Ablate the picked heads on the live model: on the cached prompts and on fresh ones."""
     if model == "mini":
         app.say(app.FIRST_LINE)
@@ -37,6 +44,11 @@ def verify(ctx, checkpoint, path, model, device, top, plan_k, fresh_batches, tol
     if not path.is_file() and not app.unfinished(path):
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build makes one, --cache names another")
     cache = Cache.open(path)
+    from mechrl.tasks import read_task_file
+
+    fresh_files = {file.name: file for file in map(read_task_file, files)}
+    for name in fresh_files:
+        cache.check_task(name)
     from mechrl.models import load_model
     from mechrl.verify.replay import check_fits
     from mechrl.verify.replay import verify as replay
@@ -58,7 +70,7 @@ def verify(ctx, checkpoint, path, model, device, top, plan_k, fresh_batches, tol
 
         result = replay(
             loaded, cache, policy, note, plan_k=plan_k or note.plan_k, top=top, fresh_batches=fresh_batches,
-            tolerance=tolerance, seed=seed, on_task=on_task,
+            tolerance=tolerance, seed=seed, fresh_files=fresh_files, on_task=on_task,
         )  # fmt: skip
     _print(result, as_json)
     ctx.exit(0 if result.confirmed else 3)
@@ -77,6 +89,7 @@ def _print(result, as_json: bool) -> None:
                         "trained": r.trained,
                         "runs": float(r.evaluation.runs[:, -1].mean()),
                         "spot_difference": r.spot_difference,
+                        "fresh_from": r.fresh_from,
                         "search": r.evaluation.summary(),
                         "heads": [vars(h) for h in r.heads],
                     }
@@ -85,6 +98,7 @@ def _print(result, as_json: bool) -> None:
             }
         )
     from mechrl.report.tables import print_table, verification_rows
+    from mechrl.verify.replay import EVALUATION_PROMPTS
 
     for r in result.tasks:
         columns, rows = verification_rows(r)
@@ -95,6 +109,11 @@ def _print(result, as_json: bool) -> None:
             f"scores in nats; {r.evaluation.runs[:, -1].mean():.1f} runs of search an episode; every head "
             f"on a few prompts: difference {r.spot_difference:.1e}",
         )
+        if r.fresh_from == EVALUATION_PROMPTS:
+            app.say(
+                f"{r.task} was built from a file and has no fresh prompts: its evaluation prompts, on which the heads "
+                "were picked, stand in for them; --fresh FILE gives others"
+            )
     click.echo(
         f"cache and model {'agree' if result.replayed else 'DISAGREE'} within {result.tolerance:g} nats "
         f"(control: {result.control_difference:.1e})"

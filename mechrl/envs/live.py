@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mechrl.ablation import reference
+from mechrl.ablation.replacement import Replacement
+from mechrl.ablation.sweep import Sweep
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
 from mechrl.models import Model
-from mechrl.tasks import TRAIN
+from mechrl.tasks import TRAIN, Prompts
 
 
 class LiveScores:
@@ -25,17 +27,29 @@ class LiveScores:
         self.model = model
         self.passes = 0  # of the whole model on one batch
         size = cache.batch_size
-        prompts = [cache.prompts(task)[cache.in_split(task, split)] for task in tasks]
-        spans = cache.content.arrays["/control/tokens"][cache.in_split(None, split)]
-        self._prompts = [p[i : i + size] for p in prompts for i in range(0, len(p), size)]
-        self._spans = [spans[i : i + size] for i in range(0, len(spans), size)]
+        replacements = cache.replacements(Sweep(model))
+
+        def batches(rows: Prompts | np.ndarray, replacement: Replacement, chosen: np.ndarray) -> list[tuple]:
+            rows, replacement = rows[chosen], replacement[chosen]
+            return [(rows[i : i + size], replacement[i : i + size]) for i in range(0, len(rows), size)]
+
+        self._prompts = [
+            batch
+            for task in tasks
+            for batch in batches(
+                cache.prompts(task), replacements.of_task(task, cache.prompts(task)), cache.in_split(task, split)
+            )
+        ]
+        spans = cache.content.arrays["/control/tokens"]
+        self._spans = batches(spans, replacements.of_control(), cache.in_split(None, split))
         self._clean: dict[tuple[str, int], np.ndarray] = {}
 
     def damage(self, row: int, site: int) -> np.float32:
         """Mean damage of a head on a task batch, in nats."""
 
         def ask(site: int | None) -> np.ndarray:
-            return reference.logit_diff(self.model, self._prompts[row], site)
+            prompts, replacement = self._prompts[row]
+            return reference.logit_diff(self.model, prompts, site, replacement)
 
         return (self._clean_once("task", row, ask) - self._ask(ask, site)).mean()
 
@@ -43,7 +57,8 @@ class LiveScores:
         """Mean control damage of a head on a control batch, in nats per token."""
 
         def ask(site: int | None) -> np.ndarray:
-            return reference.control_loss(self.model, self._spans[row], site)
+            spans, replacement = self._spans[row]
+            return reference.control_loss(self.model, spans, site, replacement)
 
         return (self._ask(ask, site) - self._clean_once("control", row, ask)).mean()
 

@@ -55,6 +55,7 @@ class HeadDiscoveryEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode, drawn at random but for what `options` says: task, batch and control (row numbers)."""
         super().reset(seed=seed)
         if seed is not None or not self.episodes.state.rng[0]:
             self.episodes.seed(0, int(self.np_random.integers(2**32)))
@@ -64,6 +65,7 @@ class HeadDiscoveryEnv(gymnasium.Env):
         return self.episodes.observation[0].copy(), self._info()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Pick a head, by its site: observation, reward, terminated, truncated (never) and info."""
         self.episodes.step(np.array([action], np.int64))
         episodes = self.episodes
         return episodes.observation[0].copy(), float(episodes.rewards[0]), bool(episodes.dones[0]), False, self._info()

@@ -1,13 +1,30 @@
 """Behaviours and the prompts that show them."""
 
 from mechrl.errors import unknown_name
-from mechrl.tasks.base import EVALUATION, TRAIN, Prompts, Task, generate, join, usable_pools
+from mechrl.tasks.base import EVALUATION, TRAIN, Prompts, Task, as_text, generate, join, usable_pools
+from mechrl.tasks.bracket_closing import bracket_closing
+from mechrl.tasks.copy_suppression import copy_suppression
+from mechrl.tasks.country_capital import country_capital
 from mechrl.tasks.docstring import docstring
+from mechrl.tasks.files import TaskFile, read_task_file
+from mechrl.tasks.gendered_pronoun import gendered_pronoun
+from mechrl.tasks.greater_than import greater_than
 from mechrl.tasks.induction import induction, induction_matched
 from mechrl.tasks.ioi import ioi
+from mechrl.tasks.subject_verb_agreement import subject_verb_agreement
+from mechrl.tasks.successor import successor
 from mechrl.vocabulary import Vocabulary
 
-TASKS = {task.name: task for task in (induction, induction_matched, ioi, docstring)}
+TASKS = {
+    task.name: task
+    for task in (
+        *(induction, induction_matched, copy_suppression),
+        *(ioi, gendered_pronoun),
+        *(greater_than, successor),
+        *(subject_verb_agreement, bracket_closing),
+        *(docstring, country_capital),
+    )
+}
 
 
 def get_task(name: str) -> Task:
@@ -26,9 +43,12 @@ __all__ = [
     "TRAIN",
     "Prompts",
     "Task",
+    "TaskFile",
     "Vocabulary",
+    "as_text",
     "generate",
     "get_task",
     "join",
+    "read_task_file",
     "usable_pools",
 ]

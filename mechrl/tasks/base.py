@@ -1,8 +1,10 @@
 """What a task is, and how its prompts are drawn: seeded, single-token slots, one half of each pool a split."""
 
+import inspect
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import RandomState
@@ -13,16 +15,29 @@ from mechrl.vocabulary import Vocabulary
 TRAIN, EVALUATION = 0, 1
 
 
+Filler = str | tuple[str, ...]  # of a slot; several words that belong together are one filler
+
+
+def words_fit(vocabulary: Vocabulary, filler: Filler) -> bool:
+    """Whether each word of a filler is a single token where it continues a sentence."""
+    words = (filler,) if isinstance(filler, str) else filler
+    return all(vocabulary.single(f" {word}") is not None for word in words)
+
+
 @dataclass(frozen=True)
 class Pool:
     """The fillers of one slot.
 
-    :param words: the words, without the leading space; None for every word-like token of the tokenizer.
-    :param least: how many must be left, over both splits, once words that are not one token are dropped.
+    :param words: the fillers, without the leading space; None for every word-like token of the tokenizer.
+    :param least: how many must be left, over both splits, once fillers that do not fit the tokenizer are dropped.
+    :param shared: both splits use all of it; else each has a half of its own.
+    :param fits: whether a filler can be used with a tokenizer.
     """
 
-    words: tuple[str, ...] | None
+    words: tuple[Filler, ...] | None
     least: int
+    shared: bool = False
+    fits: Callable[[Vocabulary, Any], bool] = words_fit
 
 
 @dataclass(frozen=True)
@@ -30,15 +45,17 @@ class Example:
     """One prompt before it is tokenized.
 
     :param context: the text, or the token ids of a task over random tokens; BOS not included.
-    :param answers: right next tokens, as words (a leading space is added) or ids.
+    :param answers: right next tokens, as text that goes on from the context letter by letter, or as ids.
     :param wrongs: wrong next tokens, likewise.
     :param group: what the prompt shares with others of its group: the slot fillers that matter.
+    :param corrupted: the counterfactual twin: a context of as many tokens in which the answers are not right, or None.
     """
 
     context: str | Sequence[int]
     answers: Sequence[str] | Sequence[int]
     wrongs: Sequence[str] | Sequence[int]
     group: Hashable
+    corrupted: str | Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,7 @@ class Task:
     """A behaviour: a generator of prompts with answers and wrongs.
 
     :param name: what it is called in flags and files.
+    :param family: the kind of behaviour; what is learned on one task may well fit others of its family.
     :param source: the paper it comes from.
     :param pools: slot name to `Pool`.
     :param draw: makes one example from a random state and the pools of one split.
@@ -53,10 +71,16 @@ class Task:
     """
 
     name: str
+    family: str
     source: str
     pools: Mapping[str, Pool]
     draw: Callable[[RandomState, Mapping[str, Sequence]], Example]
     version: int = 1
+
+    @property
+    def about(self) -> str:
+        """What is asked, what is wrong, what the twin is, and which models are known to do it."""
+        return inspect.cleandoc(self.draw.__doc__ or "")
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,8 @@ class Prompts:
     """Tokenized prompts, each read at position `length - 1`.
 
     tokens int32 [prompt, position], right-padded with 0; length int32 [prompt]; answers and wrongs int32
-    [prompt, k], padded with -1; group int32 [prompt]; split uint8 [prompt], 0 train and 1 evaluation.
+    [prompt, k], padded with -1; group int32 [prompt]; split uint8 [prompt], 0 train and 1 evaluation; corrupted
+    int32 [prompt, position], the counterfactual twins, each as long as its prompt, or None where there are none.
     """
 
     tokens: np.ndarray
@@ -73,12 +98,16 @@ class Prompts:
     wrongs: np.ndarray
     group: np.ndarray
     split: np.ndarray
+    corrupted: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Prompts":
-        return Prompts(**{name: column[rows] for name, column in vars(self).items()})
+        columns: dict[str, Any] = {
+            name: None if column is None else column[rows] for name, column in vars(self).items()
+        }
+        return Prompts(**columns)
 
 
 def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list], dict[str, int]]:
@@ -92,7 +121,7 @@ def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list], d
         if pool.words is None:
             usable[slot], dropped[slot] = vocabulary.word_ids, 0
         else:
-            usable[slot] = [word for word in pool.words if vocabulary.single(" " + word) is not None]
+            usable[slot] = [filler for filler in pool.words if pool.fits(vocabulary, filler)]
             dropped[slot] = len(pool.words) - len(usable[slot])
         if len(usable[slot]) < pool.least:
             raise UsageError(
@@ -103,9 +132,12 @@ def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list], d
 
 
 def split_pools(task: Task, pools: Mapping[str, list], split: int) -> dict[str, list]:
-    """The half of every pool that belongs to `split`; the same halves for every seed."""
+    """The half of every pool that belongs to `split`; the same halves for every seed. Shared pools stay whole."""
     halves = {}
     for slot, fillers in pools.items():
+        if task.pools[slot].shared:
+            halves[slot] = fillers
+            continue
         order = RandomState(zlib.crc32(f"{task.name}/{slot}".encode())).permutation(len(fillers))
         middle = (len(fillers) + 1) // 2
         chosen = order[:middle] if split == TRAIN else order[middle:]
@@ -137,18 +169,27 @@ def generate(task: Task, vocabulary: Vocabulary, n: int, split: int, seed: int =
 def tokenize(name: str, examples: Sequence[Example], vocabulary: Vocabulary, split: int) -> Prompts:
     """Examples as arrays; groups are numbered in the order of their first prompt.
 
-    :raises UsageError: an answer or a wrong is not a single token after its prompt.
+    :raises UsageError: an answer or a wrong is not a single token after its prompt, or a counterfactual twin is longer
+        or shorter than its prompt.
     """
-    rows = [
-        vocabulary.encode(e.context) if isinstance(e.context, str) else vocabulary.with_bos(e.context) for e in examples
-    ]
+
+    def encoded(context: str | Sequence[int]) -> list[int]:
+        return vocabulary.encode(context) if isinstance(context, str) else vocabulary.with_bos(context)
+
+    rows = [encoded(example.context) for example in examples]
+    twins = [encoded(example.corrupted) for example in examples if example.corrupted is not None]
+    for example, row, twin in zip(examples, rows, twins, strict=False):
+        if len(row) != len(twin):
+            raise UsageError(
+                f"task {name!r}: {example.corrupted!r} has {len(twin)} tokens and {example.context!r} has {len(row)}"
+            )
     groups: dict[Hashable, int] = {}
 
     def ids(example: Example, words: Sequence[str] | Sequence[int], row: list[int]) -> list[int]:
         found = []
         for word in words:
             if isinstance(word, str):
-                longer = vocabulary.encode(f"{example.context} {word}")
+                longer = vocabulary.encode(f"{example.context}{word}")
                 if longer[:-1] != row:
                     raise UsageError(f"task {name!r}: {word!r} is not a single token after {example.context!r}")
                 found.append(longer[-1])
@@ -163,7 +204,22 @@ def tokenize(name: str, examples: Sequence[Example], vocabulary: Vocabulary, spl
         wrongs=padded([ids(e, e.wrongs, row) for e, row in zip(examples, rows, strict=True)], -1),
         group=np.array([groups.setdefault(e.group, len(groups)) for e in examples], np.int32),
         split=np.full(len(rows), split, np.uint8),
+        corrupted=padded(twins, 0) if len(twins) == len(rows) else None,
     )
+
+
+def as_text(prompts: Prompts, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """Prompts for people: text of the prompt, its answers, its wrongs and its twin, without BOS."""
+    decode, begin = vocabulary.tokenizer.decode, int(vocabulary.bos is not None)
+    texts = []
+    for i, n in enumerate(prompts.length.tolist()):
+        text = {"prompt": decode(prompts.tokens[i, begin:n])}
+        for name, ids in (("answer", prompts.answers[i]), ("wrong", prompts.wrongs[i])):
+            text[name] = [decode([token]) for token in ids.tolist() if token >= 0]
+        if prompts.corrupted is not None:
+            text["corrupted"] = decode(prompts.corrupted[i, begin:n])
+        texts.append(text)
+    return texts
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int, width: int = 0) -> np.ndarray:
@@ -175,16 +231,21 @@ def padded(rows: Sequence[Sequence[int]], fill: int, width: int = 0) -> np.ndarr
 
 
 def join(parts: Sequence[Prompts]) -> Prompts:
-    """Prompts one after the other, brought to one width; groups of different parts stay apart."""
+    """Prompts one after the other, brought to one width; groups of different parts stay apart.
+
+    Counterfactual twins are kept if all parts have them.
+    """
     columns: dict[str, list[np.ndarray]] = {name: [] for name in vars(parts[0])}
     first_group = 0
     for part in parts:
         for name, column in vars(part).items():
             columns[name].append(column + first_group if name == "group" else column)
         first_group += int(part.group.max()) + 1
-    width = {"tokens": 0, "answers": -1, "wrongs": -1}
+    width = {"tokens": 0, "corrupted": 0, "answers": -1, "wrongs": -1}
 
-    def stacked(name: str, arrays: list[np.ndarray]) -> np.ndarray:
+    def stacked(name: str, arrays: list[np.ndarray]) -> Any:
+        if any(a is None for a in arrays):
+            return None
         if name not in width:
             return np.concatenate(arrays)
         widest = max(a.shape[1] for a in arrays)

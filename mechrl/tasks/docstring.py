@@ -16,22 +16,27 @@ ADJECTIVES = ("given", "current", "default", "final", "first", "hidden", "main",
 
 
 def draw_docstring(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
-    """`def fn(self, …)` with five parameters and a line for each of the first four; the answer is the fifth.
+    """The fifth parameter of a signature, when a docstring has gone through the first four.
 
-    The wrong is one of the four that have had their line.
+    The wrong is one of those four. In the twin the signature has another fifth parameter. Known of a 4-layer
+    attention-only model; GPT-2 small does it fairly well.
     """
-    parameters = [pools["parameter"][i] for i in rng.permutation(len(pools["parameter"]))[:5]]
-    lines = [f"def fn(self, {', '.join(parameters)}):", '    """']
+    *parameters, other = (pools["parameter"][i] for i in rng.permutation(len(pools["parameter"]))[:6])
+    lines = ['    """']
     for parameter in parameters[:4]:
         adjective, noun = ADJECTIVES[rng.randint(len(ADJECTIVES))], NOUNS[rng.randint(len(NOUNS))]
         lines.append(f"    :param {parameter}: the {adjective} {noun}")
-    text = "\n".join([*lines, "    :param"])
-    return Example(text, [parameters[4]], [parameters[rng.randint(4)]], tuple(parameters))
+    text, twin = (
+        "\n".join([f"def fn(self, {', '.join([*parameters[:4], last])}):", *lines, "    :param"])
+        for last in (parameters[4], other)
+    )
+    return Example(text, [f" {parameters[4]}"], [f" {parameters[rng.randint(4)]}"], tuple(parameters), twin)
 
 
 docstring = Task(
     "docstring",
+    "recall and code",
     "Heimersheim and Janiak 2023, A circuit for Python docstrings in a 4-layer attention-only transformer",
-    {"parameter": Pool(PARAMETERS, least=10)},
+    {"parameter": Pool(PARAMETERS, least=12)},
     draw_docstring,
 )

@@ -27,21 +27,26 @@ TEMPLATES = (
 
 
 def draw_ioi(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
-    """Two names, one of them again as the giver; the answer is the other one, the wrong the giver."""
+    """Two people, one of whom gives something: to whom? The wrong is the giver.
+
+    In the twin the other one gives, so that the wrong is right. GPT-2 small does it.
+    """
     first, second = (pools["name"][i] for i in rng.permutation(len(pools["name"]))[:2])
     subject, receiver = (first, second) if rng.randint(2) else (second, first)
-    text = TEMPLATES[rng.randint(len(TEMPLATES))].format(
-        first=first,
-        second=second,
-        subject=subject,
-        place=pools["place"][rng.randint(len(pools["place"]))],
-        object=pools["object"][rng.randint(len(pools["object"]))],
-    )
-    return Example(text, [receiver], [subject], frozenset((first, second)))
+    template = TEMPLATES[rng.randint(len(TEMPLATES))]
+    fillers = {
+        "first": first,
+        "second": second,
+        "place": pools["place"][rng.randint(len(pools["place"]))],
+        "object": pools["object"][rng.randint(len(pools["object"]))],
+    }
+    text, twin = (template.format(subject=name, **fillers) for name in (subject, receiver))
+    return Example(text, [f" {receiver}"], [f" {subject}"], frozenset((first, second)), twin)
 
 
 ioi = Task(
     "ioi",
+    "names and pronouns",
     "Wang et al. 2022, arXiv 2211.00593",
     {"name": Pool(NAMES, least=4), "object": Pool(OBJECTS, least=4), "place": Pool(PLACES, least=4)},
     draw_ioi,

@@ -1,24 +1,29 @@
 """Replaying picks on the live model: on the cached prompts number by number, and on fresh prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mechrl.ablation import MEASURES, reference
+from mechrl.ablation.replacement import NOTHING, Replacement
 from mechrl.ablation.sweep import SELF_CHECK_LIMITS, Sweep
 from mechrl.agents.checkpoint import CheckpointNote
 from mechrl.agents.methods import policy_method
 from mechrl.agents.ppo import PlanningPolicy
 from mechrl.agents.protocol import Evaluation, evaluate
+from mechrl.cache.format import FROM_FILE
 from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
 from mechrl.errors import FileError, UsageError
 from mechrl.models import Model
-from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, generate
+from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, TaskFile, generate, join
+from mechrl.tasks.base import tokenize
+from mechrl.tasks.files import check_file
 
 TOLERANCE = 1e-3  # nats; a float32 cache and another device differ by about 1e-4 at GPT-2's logits
+EVALUATION_PROMPTS = "evaluation prompts"
 FRESH_SEED = 20_000_000  # added to the cache's seed
 SPOT_ROWS = 8  # prompts or spans of each split on which every head is replayed
 SPOT_MEASURES = tuple(name for name in MEASURES if name != "top1")  # a rounding can flip top1
@@ -51,6 +56,8 @@ class TaskResult:
     :param trained: whether the agent was trained on the task; only then its heads decide the verdict.
     :param evaluation: what the agent did on the task's evaluation episodes.
     :param spot_difference: the largest difference between cache and model over all heads, on a few prompts.
+    :param fresh_from: where the fresh prompts come from: the task's generator, a file, or the cache's own evaluation
+        prompts, which stand in for them where a task has neither.
     """
 
     task: str
@@ -58,6 +65,7 @@ class TaskResult:
     evaluation: Evaluation
     heads: list[HeadResult]
     spot_difference: float
+    fresh_from: str
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def check_tokens(cache: Cache, model: Model) -> None:
         raise FileError(f"{cache.path} was built with another tokenizer than the model's")
     for path, array in cache.content.arrays.items():
         column = path.rpartition("/")[2]
-        if column in ("tokens", "answers", "wrongs") and array.max(initial=0) >= model.bridge.cfg.d_vocab:
+        if column in ("tokens", "corrupted", "answers", "wrongs") and array.max(initial=0) >= model.bridge.cfg.d_vocab:
             raise FileError(f"{cache.path}: {path} holds ids beyond the model's vocabulary")
         if column == "tokens" and array.shape[1] > model.n_ctx:
             raise FileError(f"{cache.path}: {path} is longer than the model's context of {model.n_ctx}")
@@ -161,6 +169,7 @@ def verify(
     fresh_batches: int = 4,
     tolerance: float | None = None,
     seed: int = 0,
+    fresh_files: Mapping[str, TaskFile] | None = None,
     on_task: Callable[[str], None] = lambda task: None,
 ) -> Verification:
     """Pick on the evaluation episodes, then ablate the picked heads on the live model.
@@ -175,6 +184,7 @@ def verify(
     :param tolerance: the largest difference between a live and a cached number that passes, in nats; by default
         what the cache's arithmetic calls for, see `default_tolerance`.
     :param seed: of the fresh prompts; another one draws others.
+    :param fresh_files: fresh prompts by task, for tasks that were built from files.
     :param on_task: called with what is about to be replayed.
     :raises FileError: the cache's tokens are not the model's, or its prompts are of another generator version.
     :raises UsageError: the cache lacks a task, or a task's pools hold too few fresh prompts.
@@ -194,15 +204,18 @@ def verify(
 
     on_task("control")
     sweep = Sweep(model)
+    replacements = cache.replacements(sweep)
+    other = replacements.of_control()
+    _check_replacement(cache, "/control", other)
     rows = _spot_rows(rng, cache.in_split(None, TRAIN))
     cached_loss, cached_ablated = cache.content.arrays["/control/clean"], cache.content.arrays["/control/ablated"]
-    clean, ablated = sweep.control(spans[rows])
+    clean, ablated = sweep.control(spans[rows], other[rows])
     spot = max(largest(clean - cached_loss[rows]), largest(ablated - cached_ablated[rows]))
-    clean = in_batches(cache, spans[control], lambda batch: reference.control_loss(model, batch))
+    clean = live_control_loss(model, cache, spans[control])
     control_difference = max(spot, largest(clean - cached_loss[control]))
     live_control = {}
     for site in sites:
-        live = in_batches(cache, spans[control], lambda batch, s=site: reference.control_loss(model, batch, s))
+        live = live_control_loss(model, cache, spans[control], site, other[control])
         control_difference = max(control_difference, largest(live - cached_ablated[control, site]))
         live_control[site] = live - clean
 
@@ -212,25 +225,36 @@ def verify(
         prompts = cache.prompts(task)
         damage = cache.damage(task)
         cached_ablated = cache.content.arrays[f"/tasks/{task}/ablated/logit_diff"]
-        rows = _spot_rows(rng, cache.in_split(task, TRAIN))
-        clean_measures, ablated_measures = sweep.task(prompts[rows])
+        train = cache.in_split(task, TRAIN)
+        other = replacements.of_task(task, prompts)
+        _check_replacement(cache, f"/tasks/{task}", other)
+        rows = _spot_rows(rng, train)
+        clean_measures, ablated_measures = sweep.task(prompts[rows], other[rows])
         spot = 0.0
         for name in SPOT_MEASURES:
             stored = cache.content.arrays[f"/tasks/{task}/ablated/{name}"][rows]
             spot = max(spot, largest(clean_measures[name] - cache.clean(task, name)[rows]))
             spot = max(spot, largest(ablated_measures[name] - stored))
         old = cache.in_split(task, EVALUATION)
-        fresh = fresh_prompts(model, cache, task, fresh_batches * cache.batch_size, seed)
+        file = (fresh_files or {}).get(task)
+        if file is not None:
+            fresh, fresh_from = file_prompts(model, cache, task, file), str(file.path)
+        elif cache.task_attributes(task)["generator"] == FROM_FILE:
+            fresh, fresh_from = prompts[old], EVALUATION_PROMPTS
+        else:
+            fresh = fresh_prompts(model, cache, task, fresh_batches * cache.batch_size, seed)
+            fresh_from = "generator"
+        other_fresh = replacements.of_task(task, join([prompts[train], fresh]))[int(train.sum()) :]
         order = np.argsort(-cache.scores(task, EVALUATION, weight), kind="stable")
         heads = []
         clean = live_logit_diff(model, cache, prompts[old])
         clean_fresh = live_logit_diff(model, cache, fresh)
         spot = max(spot, largest(clean - cache.clean(task)[old]))
         for site in (int(s) for s in chosen[task]):
-            ablated = live_logit_diff(model, cache, prompts[old], site)
+            ablated = live_logit_diff(model, cache, prompts[old], site, other[old])
             difference = largest(ablated - cached_ablated[old, site])
             live = clean - ablated
-            new = clean_fresh - live_logit_diff(model, cache, fresh, site)
+            new = clean_fresh - live_logit_diff(model, cache, fresh, site, other_fresh)
             control_means = bootstrap_means(live_control[site][:, None], np.arange(control.sum()), seed=1)
             low, high = interval(bootstrap_means(new[:, None], fresh.group) - weight * control_means)
             cost = weight * live_control[site].mean()
@@ -247,7 +271,7 @@ def verify(
                     confirmed=bool(difference <= tolerance and low[0] > 0),
                 )
             )
-        results.append(TaskResult(task, task in note.tasks, evaluation, heads, spot))
+        results.append(TaskResult(task, task in note.tasks, evaluation, heads, spot, fresh_from))
     return Verification(results, control_difference, tolerance)
 
 
@@ -256,9 +280,22 @@ def largest(differences: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(differences), nan=np.inf).max())
 
 
-def live_logit_diff(model: Model, cache: Cache, prompts: Prompts, site: int | None = None) -> np.ndarray:
+def live_logit_diff(
+    model: Model, cache: Cache, prompts: Prompts, site: int | None = None, other: Replacement = NOTHING
+) -> np.ndarray:
     """The logit difference of each prompt, clean or with one head ablated, measured now, float32 [prompt]."""
-    return in_batches(cache, prompts, lambda batch: reference.logit_diff(model, batch, site))
+    return np.concatenate(
+        [reference.logit_diff(model, prompts[rows], site, other[rows]) for rows in _batches(cache, prompts)]
+    )
+
+
+def live_control_loss(
+    model: Model, cache: Cache, spans: np.ndarray, site: int | None = None, other: Replacement = NOTHING
+) -> np.ndarray:
+    """The mean next-token loss of each span, clean or with one head ablated, measured now, float32 [span]."""
+    return np.concatenate(
+        [reference.control_loss(model, spans[rows], site, other[rows]) for rows in _batches(cache, spans)]
+    )
 
 
 def fresh_prompts(model: Model, cache: Cache, task: str, n: int, seed: int = 0) -> Prompts:
@@ -276,23 +313,47 @@ def fresh_prompts(model: Model, cache: Cache, task: str, n: int, seed: int = 0) 
             f"the prompts of {task!r} are of version {attributes['generator_version']} of their generator, "
             f"and this mechrl has version {TASKS[generator].version}: build the cache again"
         )
-    old = cache.prompts(task)
-    known = {tuple(row[:length]) for row, length in zip(old.tokens.tolist(), old.length, strict=True)}
     drawn = generate(
         TASKS[generator],
         model.vocabulary,
-        n + len(old),
+        n + len(cache.prompts(task)),
         EVALUATION,
         (FRESH_SEED + cache.attributes["seed"] + seed) % 2**32,
     )
-    new = [i for i, row in enumerate(drawn.tokens.tolist()) if tuple(row[: drawn.length[i]]) not in known]
-    return drawn[np.array(new[:n])]
+    return _unknown(drawn, cache, task)[:n]
 
 
-def in_batches(cache: Cache, rows: Prompts | np.ndarray, ask: Callable) -> np.ndarray:
-    """`ask` of each batch of the rows, one after the other."""
-    size = cache.batch_size
-    return np.concatenate([ask(rows[i : i + size]) for i in range(0, len(rows), size)])
+def file_prompts(model: Model, cache: Cache, task: str, file: TaskFile) -> Prompts:
+    """The prompts of a file that the cache does not hold.
+
+    :raises UsageError: there are none, or they do not fit the model.
+    """
+    check_file(file, model.vocabulary, model.n_ctx)
+    new = _unknown(tokenize(file.name, file.examples, model.vocabulary, EVALUATION), cache, task)
+    if not len(new):
+        raise UsageError(f"{file.path}: all of its prompts are in {cache.path} already")
+    return new
+
+
+def _unknown(prompts: Prompts, cache: Cache, task: str) -> Prompts:
+    old = cache.prompts(task)
+    known = {tuple(row[:length]) for row, length in zip(old.tokens.tolist(), old.length, strict=True)}
+    rows = zip(prompts.tokens.tolist(), prompts.length, strict=True)
+    return prompts[np.array([i for i, (row, n) in enumerate(rows) if tuple(row[:n]) not in known], int)]
+
+
+def _batches(cache: Cache, rows: Prompts | np.ndarray) -> list[slice]:
+    return [slice(first, first + cache.batch_size) for first in range(0, len(rows), cache.batch_size)]
+
+
+def _check_replacement(cache: Cache, place: str, other: Replacement) -> None:
+    """:raises FileError: the cache was made with other replacements than its prompts, seed and ablation give."""
+    noted = cache.content.attributes.get(place, {}).get("replacement_sha256", "")
+    if noted != other.sha256:
+        raise FileError(
+            f"{cache.path}: {place} was ablated with other replacements than its prompts and its seed give "
+            f"(fingerprint {str(noted)[:12]!r}, not {other.sha256[:12]!r})"
+        )
 
 
 def _spot_rows(rng: np.random.Generator, train: np.ndarray) -> np.ndarray:

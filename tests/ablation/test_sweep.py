@@ -27,12 +27,12 @@ from mechrl.tasks import TASKS, TRAIN, Prompts, generate
 
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
 CONFIGS = {
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=738, n_positions=64, n_embd=32, n_layer=3, n_head=4)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=1106, n_positions=64, n_embd=32, n_layer=3, n_head=4)),
     "neox": lambda: GPTNeoXForCausalLM(
-        GPTNeoXConfig(vocab_size=738, max_position_embeddings=64, use_parallel_residual=True, **SIZES)
+        GPTNeoXConfig(vocab_size=1106, max_position_embeddings=64, use_parallel_residual=True, **SIZES)
     ),
     "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(vocab_size=738, max_position_embeddings=64, num_key_value_heads=2, attention_bias=True, **SIZES)
+        LlamaConfig(vocab_size=1106, max_position_embeddings=64, num_key_value_heads=2, attention_bias=True, **SIZES)
     ),
 }
 
@@ -187,12 +187,12 @@ def test_control_takes_the_vocabulary_in_chunks(architecture, monkeypatch):
     sweep = Sweep(model, pass_tokens=40)
     np.testing.assert_allclose(sweep.control(spans)[1], whole, atol=1e-5)
     assert max(size for size, _ in sizes) <= 40 * 128, "no more than the widest tensor of a pass"
-    assert max(step for _, step in sizes) < 738 / 2, "the vocabulary was not cut"
+    assert max(step for _, step in sizes) < 1106 / 2, "the vocabulary was not cut"
 
 
 def test_a_soft_cap_and_a_norm_after_the_mlp_are_kept(tmp_path):
     config = Gemma2Config(
-        vocab_size=738, max_position_embeddings=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=3.0,
+        vocab_size=1106, max_position_embeddings=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=3.0,
         **SIZES,
     )  # fmt: skip
     model = load_model(str(save(randomize(Gemma2ForCausalLM(config)), tmp_path)), device="cpu")

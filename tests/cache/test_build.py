@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from conftest import SMALL
+from helpers import table_cache
 
 from mechrl.ablation import reference
 from mechrl.cache import build as build_module
@@ -82,7 +83,7 @@ def test_a_build_with_other_settings_is_refused_with_the_difference(mini, tmp_pa
 
 
 def test_a_number_that_is_not_finite_names_task_and_rows(mini, tmp_path, monkeypatch):
-    def broken(self, prompts):
+    def broken(self, prompts, replacement):
         raise MachineError("nan on prompt 3 of the batch with head 0.1 ablated")
 
     monkeypatch.setattr("mechrl.ablation.sweep.Sweep.task", broken)
@@ -195,3 +196,30 @@ def test_top_heads_are_sorted_and_carry_intervals(small_cache):
             for mean, low, high in (head.damage, head.control, head.score):
                 assert low <= mean <= high
             assert head.score[0] == pytest.approx(head.damage[0] - head.control[0], abs=1e-5)
+            assert head.indirect[0] == pytest.approx(head.damage[0] - head.direct[0], abs=1e-5)
+
+
+def test_specificity_ranks_and_marks_by_hand(tmp_path):
+    """20 heads, three tasks. Head 0 serves all three; head 1 one of them; head 2 is good only where control is free."""
+    damage = {name: np.tile(np.linspace(0.01, 0, 20), (8, 1)) for name in "abc"}
+    for name in "abc":
+        damage[name][:, 0] = 2
+    damage["a"][:, 1] = 4
+    damage["a"][:, 2] = 1
+    control = np.zeros((8, 20))
+    control[:, 2] = 1.1
+    cache = table_cache(tmp_path / "t.h5", damage, control, 4, 5)
+    top = {head.head: head for head in top_heads(cache, "a", n=20)}
+    assert top["0.1"].specificity[0] == pytest.approx(4 - damage["b"][0, 1])
+    assert top["0.0"].specificity[0] == pytest.approx(0)
+    assert top["0.1"].ranks == [1, 1, 1, 1]
+    assert top["0.0"].ranks == [2, 2, 2, 2]
+    assert top["0.2"].ranks == [3, 3, 20, 20]
+    assert top["0.2"].marks == ["depends on the weight"]
+    assert top["0.0"].marks == ["general"]
+    assert top["0.1"].marks == top["0.3"].marks == []
+    assert top["0.0"].direct is None
+    two = table_cache(tmp_path / "two.h5", {name: damage[name] for name in "ab"}, control, 4, 5)
+    assert top_heads(two, "a", n=2)[1].marks == [], "of two tasks none is general"
+    one = table_cache(tmp_path / "one.h5", {"a": damage["a"]}, control, 4, 5)
+    assert top_heads(one, "a", n=1)[0].specificity is None

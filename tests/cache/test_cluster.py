@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from mechrl.ablation.replacement import NOTHING
 from mechrl.cache import cluster
 from mechrl.cache.build import BuildSettings, build
 from mechrl.cache.cluster import connect, sweep_shard
@@ -59,12 +60,12 @@ def dask_cluster(tmp_path_factory):
 @pytest.fixture
 def recipe(mini):
     check = generate(TASKS["ioi"], mini.vocabulary, 4, TRAIN)
-    return Recipe("0.1.0", "mini", "", mini.sha256, "float32", False, check)
+    return Recipe("0.1.0", "mini", "", mini.sha256, "float32", False, (check, NOTHING))
 
 
 @pytest.fixture
 def shard(mini):
-    return Shard(Piece("ioi", 0, 4), 4, prompts=generate(TASKS["ioi"], mini.vocabulary, 4, TRAIN))
+    return Shard(Piece("ioi", 0, 4), 4, NOTHING, prompts=generate(TASKS["ioi"], mini.vocabulary, 4, TRAIN))
 
 
 @pytest.fixture

@@ -169,9 +169,9 @@ def test_a_resumed_build_takes_the_pass_size_that_was_found(mini, tmp_path, monk
     out = tmp_path / "out.h5"
     task = Sweep.task
 
-    def runs_out_once(self, prompts):
+    def runs_out_once(self, prompts, replacement):
         self.pass_tokens = min(self.pass_tokens, 1000)
-        return task(self, prompts)
+        return task(self, prompts, replacement)
 
     def stop(done, total):
         if done > total / 2:
@@ -182,7 +182,11 @@ def test_a_resumed_build_takes_the_pass_size_that_was_found(mini, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         build(mini, settings, out, on_progress=stop)
     used = []
-    monkeypatch.setattr(Sweep, "task", lambda self, prompts: used.append(self.pass_tokens) or task(self, prompts))
+    monkeypatch.setattr(
+        Sweep,
+        "task",
+        lambda self, prompts, replacement: used.append(self.pass_tokens) or task(self, prompts, replacement),
+    )
     assert Cache.open(build(mini, settings, out)).attributes["effective_batch"] == 1000
     assert set(used) == {1000}, "the resumed shards were swept in passes of another size"
     assert Cache.open(build(mini, settings, tmp_path / "new.h5")).attributes["effective_batch"] > 1000

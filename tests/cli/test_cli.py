@@ -10,12 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from mechrl.ablation import reference
+from mechrl.cache.reader import Cache
 from mechrl.cli import app
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.main import mechrl as umbrella
 from mechrl.cli.train import train as train_command
 from mechrl.cli.verify import verify as verify_command
 from mechrl.models import MINI
+from mechrl.tasks import TASKS, TRAIN, as_text, generate
 
 HEAVY = (
     "torch",
@@ -121,6 +124,70 @@ def test_the_paper_preset_runs(call, small_cache, tmp_path):
     assert code == 0
 
 
+def test_tasks_are_listed_and_shown(call):
+    code, out, _ = call(cache_command, "tasks")
+    assert code == 0
+    assert all(f"{task.name} " in out and task.family in out for task in TASKS.values())
+    code, out, _ = call(cache_command, "tasks", "ioi", "--show", "2", "--json")
+    assert code == 0
+    found = json.loads(out)["ioi"]
+    assert found["family"] == "names and pronouns"
+    assert len(found["prompts"]) == 2
+    for prompt in found["prompts"]:
+        assert prompt["prompt"].endswith(" to")
+        assert prompt["answer"] != prompt["wrong"]
+        assert prompt["corrupted"] != prompt["prompt"]
+    code, out, _ = call(cache_command, "tasks", "ioi", "--show", "1")
+    assert "Wang et al. 2022" in out
+    assert repr(found["prompts"][0]["prompt"]) in out
+
+
+def test_check_says_what_the_model_does(call, tmp_path, mini):
+    lines = [
+        {"prompt": text["prompt"], "answer": text["answer"], "wrong": text["wrong"]}
+        for text in as_text(generate(TASKS["ioi"], mini.vocabulary, 15, TRAIN), mini.vocabulary)
+    ]
+    lines.append({**lines[3], "prompt": lines[3]["prompt"] + ".", "answer": " the", "wrong": " Mary"})
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, _ = call(cache_command, "check", tmp_path / "own.jsonl", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["prompts"] == 16
+    assert found["accuracy"] >= 14 / 16
+    assert len(found["worst"]) == 5
+    differences = [prompt["logit_diff"] for prompt in found["worst"]]
+    assert differences == sorted(differences)
+    prompts = generate(TASKS["ioi"], mini.vocabulary, 15, TRAIN)
+    expected = reference.logit_diff(mini, prompts)
+    by_line = {prompt["line"]: prompt for prompt in found["worst"] if prompt["line"] <= 15}
+    for line, prompt in by_line.items():
+        assert prompt["logit_diff"] == pytest.approx(expected[line - 1], abs=1e-4)
+        assert prompt["prompt"] == lines[line - 1]["prompt"]
+    for line in lines:
+        line["answer"], line["wrong"] = line["wrong"], line["answer"]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, err = call(cache_command, "check", tmp_path / "own.jsonl")
+    assert code == 0
+    assert "mini does not do own" in err
+
+
+def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_path, monkeypatch, mini):
+    monkeypatch.chdir(tmp_path)
+    texts = as_text(generate(TASKS["ioi"], mini.vocabulary, 17, TRAIN), mini.vocabulary)
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    flags = ("--task", "own.jsonl", "--control-batches", "3")
+    code, _, err = call(cache_command, "build", *flags, "--ablation", "mean_task,counterfactual")
+    assert code == 0
+    assert "batches of 4, because a task file has 17 prompts" in err
+    for kind in ("mean_task", "counterfactual"):
+        cache = Cache.open(tmp_path / "cache" / f"mini.{kind}.h5")
+        assert cache.tasks == ["own"]
+        assert cache.attributes["ablation"] == kind
+        assert len(cache.damage("own")) == 16
+        assert cache.task_attributes("own")["generator"] == "file"
+    assert not (tmp_path / "cache" / "mini.h5").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "code", "message"),
     [
@@ -154,7 +221,16 @@ def test_the_paper_preset_runs(call, small_cache, tmp_path):
         (cache_command, ["build", "--shard", "17/16"], 2, "1 ≤ i ≤ n"),
         (cache_command, ["merge", "out.h5", "nowhere.h5"], 2, "no such file"),
         (cache_command, ["merge", "out.h5", "CACHE"], 4, "not a part of a build"),
-        (cache_command, ["build", "--ablation", "mean"], 2, "mean"),
+        (cache_command, ["build", "--ablation", "mean_tsk"], 2, "Did you mean 'mean_task'"),
+        (cache_command, ["build", "--ablation", "zero,mean_task", "--out", "x.h5"], 2, "--out names one file"),
+        (cache_command, ["build", "--ablation", "zero,mean_task", "--json"], 2, "one ablation at a time"),
+        (cache_command, ["build", "--task", "ioi.jsonl"], 2, "there is a task 'ioi' already; rename the file"),
+        (cache_command, ["build", "--task", "broken.jsonl"], 2, "line 2: not JSON"),
+        (cache_command, ["build", "--task", "own.jsonl", "--batch-size", "32"], 2, "--batch-size 1"),
+        (cache_command, ["build", "--task", "own.jsonl", "--ablation", "counterfactual"], 2, "no counterfactual twins"),
+        (cache_command, ["check", "nowhere.jsonl"], 2, "No such file"),
+        (cache_command, ["check", "broken.jsonl"], 2, "line 2: not JSON"),
+        (cache_command, ["tasks", "docstrings"], 2, "Did you mean 'docstring'"),
         (cache_command, ["build", "--device", "tpu"], 2, "unknown device"),
         (cache_command, ["top", "CACHE", "--task", "iou"], 2, "Did you mean 'ioi'"),
         (cache_command, ["info", "nowhere.h5"], 2, "no such file"),
@@ -171,6 +247,13 @@ def test_wrong_input_gets_one_message_and_its_exit_code(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "prose.txt").write_text("hello")
+    prompts = [
+        {"prompt": f"Mary saw the {thing} and the", "answer": " dog", "wrong": " cat"}
+        for thing in "ring bone book ball hat key".split()
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
+    (tmp_path / "ioi.jsonl").write_text(json.dumps(prompts[0]))
+    (tmp_path / "broken.jsonl").write_text(json.dumps(prompts[0]) + "\n{")
     (tmp_path / "half.h5.build").mkdir()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text((MINI / "config.json").read_text())
@@ -221,7 +304,7 @@ def test_a_task_that_the_model_cannot_do_is_warned_of_and_recorded(call, tmp_pat
         example = draw(rng, pools)
         return Example(example.context, example.wrongs, example.answers, example.group)
 
-    monkeypatch.setitem(TASKS, "ioi", Task("ioi", "", TASKS["ioi"].pools, exchanged))
+    monkeypatch.setitem(TASKS, "ioi", Task("ioi", "", "", TASKS["ioi"].pools, exchanged))
     out_path = tmp_path / "x.h5"
     code, _, err = call(cache_command, "build", *SIZES, "--tasks", "ioi", "--out", out_path)
     assert code == 0

@@ -1,18 +1,24 @@
 """The game: the kernel against the rules written out, the VecEnv, the gymnasium Env, and the live game."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
+from conftest import SMALL
 from gymnasium.utils.env_checker import check_env
 from helpers import table_cache
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
+from mechrl.cache.build import build
+from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.live import LiveEpisodes, LiveScores
 from mechrl.envs.single import HeadDiscoveryEnv
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.envs.vec import HeadVecEnv
 from mechrl.errors import UsageError
+from mechrl.tasks import TRAIN
 
 N_SITES = 6
 
@@ -181,3 +187,16 @@ def test_live_and_lookup_give_the_same_rewards_over_whole_episodes(mini, small_c
         seen.append(one[1])
     assert np.abs(seen).max() > 0.1
     assert scores.passes >= 2 * 2 * picks, "the live game asks the model at every pick"
+
+
+def test_the_live_game_puts_in_what_the_cache_says(mini, tmp_path):
+    settings = replace(SMALL, tasks=("induction", "ioi"), ablation="resample")
+    cache = Cache.open(build(mini, settings, tmp_path / "resample.h5"))
+    scores = LiveScores(mini, cache, ["induction", "ioi"])
+    damage = np.concatenate([cache.batch_damage(task, TRAIN) for task in ("induction", "ioi")])
+    control = cache.batch_control(TRAIN)
+    for row in (0, 1, 2, 3):
+        site = int(np.abs(damage[row]).argmax())
+        assert scores.damage(row, site) == pytest.approx(damage[row, site], abs=1e-4)
+        assert scores.control_damage(row % 2, site) == pytest.approx(control[row % 2, site], abs=1e-5)
+    assert np.abs(damage).max() > 0.1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
+from mechrl.ablation import Ablation
 from mechrl.agents.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
 from mechrl.agents.ppo import PRESETS, train
 from mechrl.agents.protocol import Evaluation
@@ -90,6 +91,36 @@ def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, ch
     write_content(tmp_path / "claims.h5", Content(content.arrays, claims))
     with pytest.raises(FileError, match="no such arithmetic as 'float8'"):
         default_tolerance(Cache.open(tmp_path / "claims.h5"), mini)
+
+
+@pytest.mark.parametrize("kind", [kind.value for kind in Ablation if kind is not Ablation.ZERO])
+def test_a_cache_of_every_ablation_is_replayed(mini, checkpoint, tmp_path, kind):
+    """The same replacements are put in at verification as at the build, on the cached prompts and on fresh ones."""
+    settings = replace(SMALL, tasks=("induction", "ioi"), ablation=kind)
+    cache = Cache.open(build(mini, settings, tmp_path / "other.h5"))
+    policy, note = load_checkpoint(checkpoint)
+    with pytest.raises(FileError, match=f"its ablation is zero, the cache's {kind}"):
+        check_fits(cache, note)
+    found = verify(mini, cache, policy, replace(note, ablation=kind, hold_out=[]), top=1, fresh_batches=2)
+    assert found.replayed
+    best = found.tasks[1].heads[0]
+    assert abs(best.fresh - best.cached) < 0.5 * best.cached, "fresh prompts with other replacements"
+    if kind.startswith("zero"):
+        return
+    content = read_content(cache.path)
+    attributes = {place: dict(values) for place, values in content.attributes.items()}
+    attributes["/tasks/ioi"]["replacement_sha256"] = "0" * 64
+    write_content(tmp_path / "lie.h5", Content(content.arrays, attributes))
+    with pytest.raises(FileError, match="ablated with other replacements than its prompts"):
+        verify(mini, Cache.open(tmp_path / "lie.h5"), policy, replace(note, ablation=kind, hold_out=[]), top=1)
+
+
+def test_an_ablation_that_mechrl_does_not_know_is_refused(mini, small_cache, tmp_path):
+    content = read_content(small_cache.path)
+    attributes = {**content.attributes, "/": {**content.attributes["/"], "ablation": "optimal"}}
+    write_content(tmp_path / "new.h5", Content(content.arrays, attributes))
+    with pytest.raises(FileError, match="knows no ablation 'optimal'"):
+        Cache.open(tmp_path / "new.h5").replacements(None)
 
 
 def test_heads_without_an_effect_are_not_confirmed(mini, small_cache, checkpoint, monkeypatch):

@@ -1,0 +1,179 @@
+"""Tasks from files: read as written, and every mistake named with its line before a model is run."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from mechrl.errors import UsageError
+from mechrl.models import MINI
+from mechrl.tasks import EVALUATION, TASKS, TRAIN, Vocabulary, read_task_file
+from mechrl.tasks.files import SHOWN, arrange, check_file, fitting_batch_size
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return Vocabulary(AutoTokenizer.from_pretrained(MINI))
+
+
+def record(i: int = 0, **changes) -> dict:
+    name = ("Mary", "John", "Tom", "Kate")[i % 4]
+    place = ("store", "garden", "school", "park", "beach", "house", "office", "market")[i // 4 % 8]
+    thing = ("ring", "book", "ball", "hat")[i // 32 % 4]
+    prompt = f"Laura met {name} at the {place} and gave the {thing} to"
+    return {"prompt": prompt, "answer": f" {name}", "wrong": [" Laura"], **changes}
+
+
+def write(path, records) -> object:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def test_jsonl_and_csv_are_the_same_task(tmp_path, vocabulary):
+    given = [
+        record(0, corrupted=record(1)["prompt"], group="a", split="train"),
+        record(1, answer=[" John", " Tom"], corrupted=record(0)["prompt"], group="a", split="evaluation"),
+    ]
+    jsonl = read_task_file(write(tmp_path / "one.jsonl", given))
+    (tmp_path / "two.csv").write_text(
+        "prompt,answer,wrong,corrupted,group,split\n"
+        f'{given[0]["prompt"]}, Mary,"["" Laura""]",{given[0]["corrupted"]},a,train\n'
+        f'{given[1]["prompt"]},"["" John"", "" Tom""]", Laura,{given[1]["corrupted"]},a,evaluation\n'
+    )
+    csv = read_task_file(tmp_path / "two.csv")
+    assert jsonl.examples == csv.examples
+    assert jsonl.split.tolist() == csv.split.tolist() == [TRAIN, EVALUATION]
+    assert jsonl.examples[1].answers == [" John", " Tom"]
+    assert jsonl.name == "one"
+    check_file(jsonl, vocabulary, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": ""}, "'prompt' is not a text"),
+        ({"answer": 3}, "'answer' is neither a text nor a list of texts"),
+        ({"wrong": []}, "'wrong' is neither a text nor a list of texts"),
+        ({"wrong": " Mary"}, "' Mary' is an answer and a wrong one"),
+        ({"anwser": " Mary"}, "unknown field 'anwser'; did you mean 'answer'"),
+        ({"split": "test"}, "'split' is 'test', neither train nor evaluation"),
+        ({"group": [1]}, "'group' is neither a text nor a number"),
+        ({"corrupted": record(0)["prompt"]}, "the corrupted prompt is the prompt itself"),
+        ({"prompt": record(4)["prompt"]}, "the prompt of line 5 again|line 5: the prompt of line 1 again"),
+    ],
+)
+def test_a_line_of_the_wrong_form_is_named(tmp_path, change, message):
+    records = [record(i) for i in range(8)]
+    records[0] |= change
+    with pytest.raises(UsageError, match=message) as error:
+        read_task_file(write(tmp_path / "t.jsonl", records))
+    assert "line 1: " in str(error.value) or "line 5: " in str(error.value)
+
+
+def test_what_only_some_lines_have_is_missed_in_the_others(tmp_path):
+    records = [record(0), record(1, corrupted=record(0)["prompt"]), record(2)]
+    with pytest.raises(UsageError, match=r"2 problems\n  line 1: no corrupted prompt.*\n  line 3: no corrupted prompt"):
+        read_task_file(write(tmp_path / "t.jsonl", records))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "Mary"}, "With a space before it, ' Mary', it is"),
+        ({"wrong": " Zanzibar"}, r"the wrong ' Zanzibar' is not a single token after the prompt: .*'Z' 'a' 'n'"),
+        ({"corrupted": "Laura met"}, "the corrupted prompt has 3 tokens and the prompt 12"),
+        ({"prompt": "the " * 80 + "to"}, "the prompt has 8. tokens and the model takes 64"),
+    ],
+)
+def test_what_the_tokenizer_takes_otherwise_is_named(tmp_path, vocabulary, change, message):
+    twin = {"corrupted": record(6)["prompt"]} if "corrupted" in change else {}
+    records = [record(i, **twin) for i in range(4)]
+    records[2] |= change
+    with pytest.raises(UsageError, match=message) as error:
+        check_file(read_task_file(write(tmp_path / "t.jsonl", records)), vocabulary, 64)
+    assert "one problem\n  line 3: " in str(error.value) or "2 problems\n  line 3: " in str(error.value)
+
+
+def test_a_broken_line_among_ten_thousand_is_found(tmp_path):
+    lines = [json.dumps({"prompt": f"number {i} is", "answer": " a", "wrong": " b"}) for i in range(10_000)]
+    lines[5000] = '{"prompt": "number'
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match="one problem\n  line 5001: not JSON"):
+        read_task_file(tmp_path / "t.jsonl")
+
+
+def test_mixed_encodings_are_named_by_line_and_byte(tmp_path):
+    good = json.dumps(record(0), ensure_ascii=False).encode()
+    for name in ("t.jsonl", "t.csv"):
+        (tmp_path / name).write_bytes(good + b"\n" + b'{"prompt": "caf\xe9"}\n')
+        with pytest.raises(UsageError, match="line 2: not UTF-8 text: byte 0xe9 at 16"):
+            read_task_file(tmp_path / name)
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + good)
+    assert len(read_task_file(tmp_path / "bom.jsonl")) == 1
+
+
+def test_of_many_problems_the_first_are_listed(tmp_path):
+    (tmp_path / "t.jsonl").write_text("{\n" * 50)
+    with pytest.raises(UsageError, match="50 problems") as error:
+        read_task_file(tmp_path / "t.jsonl")
+    assert str(error.value).count("line ") == SHOWN + SHOWN  # json's own message names a line, too
+    assert str(error.value).endswith("… and 30 more")
+
+
+def test_a_csv_row_of_another_width_is_named(tmp_path):
+    (tmp_path / "t.csv").write_text("prompt,answer,wrong\nThe dog, was, were\nThe cat, was\n")
+    with pytest.raises(UsageError, match="line 3: not as many cells as the header, which has 3"):
+        read_task_file(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ioi.jsonl", "there is a task 'ioi' already; rename the file"),
+        ("control.jsonl", "rename it"),
+        ("my task.jsonl", "rename it"),
+        ("task.txt", "ends in .jsonl or .csv"),
+        ("missing.jsonl", "No such file"),
+        ("empty.jsonl", "there are no prompts"),
+    ],
+)
+def test_a_file_that_cannot_be_a_task_is_refused(tmp_path, name, message):
+    if not name.startswith("missing"):
+        (tmp_path / name).write_text("" if name.startswith("empty") else json.dumps(record()))
+    with pytest.raises(UsageError, match=message):
+        read_task_file(tmp_path / name, taken=sorted(TASKS))
+
+
+def test_groups_do_not_cross_the_split_and_batches_are_whole(tmp_path, vocabulary):
+    file = read_task_file(write(tmp_path / "t.jsonl", [record(i, group=i // 5) for i in range(70)]))
+    assert fitting_batch_size([file]) == 16
+    prompts = arrange(file, vocabulary, 8)
+    train, evaluation = (set(prompts.group[prompts.split == split]) for split in (TRAIN, EVALUATION))
+    assert not train & evaluation
+    assert [(prompts.split == split).sum() for split in (TRAIN, EVALUATION)] == [48, 16]
+    assert np.all(np.diff(prompts.split.astype(int)) >= 0)
+
+
+def test_one_large_group_is_cut_rather_than_refused(tmp_path, vocabulary):
+    file = read_task_file(write(tmp_path / "t.jsonl", [record(i, group="all") for i in range(64)]))
+    prompts = arrange(file, vocabulary, 16)
+    assert [(prompts.split == split).sum() for split in (TRAIN, EVALUATION)] == [32, 32]
+
+
+def test_the_files_own_split_is_kept(tmp_path, vocabulary):
+    records = [record(i, split="evaluation" if i % 2 else "train") for i in range(64)]
+    file = read_task_file(write(tmp_path / "t.jsonl", records))
+    assert fitting_batch_size([file]) == 16
+    prompts = arrange(file, vocabulary, 16)
+    odd = {file.examples[i].context for i in range(1, 64, 2)}
+    decode = vocabulary.tokenizer.decode
+    shown = [decode(row[1:n]) for row, n in zip(prompts.tokens, prompts.length, strict=True)]
+    assert [(text in odd) for text in shown] == (prompts.split == EVALUATION).tolist()
+
+
+def test_too_few_prompts_name_a_batch_size_that_fits(tmp_path, vocabulary):
+    file = read_task_file(write(tmp_path / "t.jsonl", [record(i) for i in range(20)]))
+    with pytest.raises(UsageError, match="use --batch-size 4"):
+        arrange(file, vocabulary, 32)
+    assert len(arrange(file, vocabulary, 4)) == 20
