@@ -1,4 +1,4 @@
-"""`mechrl-cache`: build a cache and look into it."""
+"""`mechrl-cache`: build a cache, look into it and hand its results over."""
 
 from pathlib import Path
 
@@ -302,6 +302,49 @@ def _shortened(text: str, most: int = 90) -> str:
     """A prompt on one line, its beginning left out if it is long."""
     line = repr(text)[1:-1]
     return line if len(line) <= most else "…" + line[1 - most :]
+
+
+@cache.command()
+@EXISTING
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens"]),
+    required=True,
+)
+@click.option("--task", "tasks", default="", callback=app.names, help="Which tasks.  [default for csv, parquet: all]")
+@click.option(
+    "--n", "-n", type=click.IntRange(1), help="How many heads, by score.  [default: all; transformer-lens: 10]"
+)
+@click.option("--d-model", type=click.IntRange(1), help="For eap-ig: the width of the model.  [default: mini's]")
+@click.option(
+    "--parallel-attn-mlp",
+    is_flag=True,
+    help="For eap-ig and auto-circuit: attention and MLP of a block read the same stream (Pythia, GPT-J).",
+)
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Where to.  [default for text: stdout]")
+def export(path, kind, tasks, n, d_model, parallel_attn_mlp, out):
+    """Hand the scores of heads over to other tools.
+
+    csv, parquet: a row for every task and head. heads-json: one task, with what the numbers are of. eap-ig: a graph
+    for EAP-IG (JSON). auto-circuit: prune scores for AutoCircuit (torch.save). transformer-lens: Python that ablates
+    the best heads.
+    """
+    from mechrl.cache.export import BINARY
+    from mechrl.cache.export import export as export_cache
+    from mechrl.cache.files import check_writable, manifest_path, write_whole
+    from mechrl.cache.reader import Cache
+
+    if out is None and kind in BINARY:
+        raise click.UsageError(f"--format {kind} is no text: name a file with --out")
+    if out is not None and out.resolve() in (path.resolve(), manifest_path(path).resolve()):
+        raise click.UsageError(f"--out {out} would overwrite the cache or its manifest")
+    data = export_cache(Cache.open(path), kind, tasks, n, d_model, parallel_attn_mlp)
+    if out is None:
+        return click.echo(data.decode(), nl=False)
+    check_writable(out)
+    write_whole(out, lambda temporary: temporary.write_bytes(data))
+    click.echo(f"{out} written")
 
 
 def _finish(path: Path, as_json: bool) -> None:

@@ -1,0 +1,303 @@
+"""A cache's results in the formats of other tools: functions from a `Cache` to the text or bytes of a file.
+
+The numbers are those of `mechrl-cache top`: means over all prompts with 95 % intervals, in nats; the score is damage −
+control damage. A positive score means that the behaviour needs the head.
+
+Two of the tools score edges, a cache scores heads. There, every edge out of a head carries the head's score, and every
+edge out of the input or an MLP carries 0, because nothing was measured about it. Such a file ranks heads; it does not
+say through which edge a head matters, and 0 does not say that an MLP is useless.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from mechrl.cache.intervals import LEVEL
+from mechrl.cache.reader import Cache
+from mechrl.cache.top import top_heads
+from mechrl.errors import UsageError, unknown_name
+
+FORMATS = ("csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens")
+TABLES = ("csv", "parquet")  # of any number of tasks; the other formats are of one
+GRAPHS = ("eap-ig", "auto-circuit")  # of all heads
+BINARY = ("parquet", "auto-circuit")
+SNIPPET_HEADS = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """A head on a task: means over all prompts, each with the ends of its 95 % interval, in nats."""
+
+    task: str
+    layer: int
+    head: int
+    damage: float
+    damage_low: float
+    damage_high: float
+    control_damage: float
+    control_damage_low: float
+    control_damage_high: float
+    score: float
+    score_low: float
+    score_high: float
+
+
+def export(
+    cache: Cache,
+    kind: str,
+    tasks: Sequence[str] = (),
+    n: int | None = None,
+    d_model: int | None = None,
+    parallel_attn_mlp: bool = False,
+) -> bytes:
+    """The file of one format.
+
+    :param kind: one of `FORMATS`.
+    :param tasks: csv and parquet: which ones, by default all; otherwise exactly one.
+    :param n: only so many heads, those with the largest score; not for the graphs, which have all heads. By default
+        all, and 10 for transformer-lens.
+    :param d_model: for eap-ig, the width of the model.
+    :param parallel_attn_mlp: for the graphs, whether attention and MLP of a block read the same residual stream.
+    :raises UsageError: no such format or task, or a setting that the format has no use for or lacks.
+    """
+    if kind not in FORMATS:
+        raise unknown_name("format", kind, list(FORMATS))
+    if n is not None and kind in GRAPHS:
+        raise UsageError(f"--n does not go with --format {kind}, whose graph has a place for every head")
+    if parallel_attn_mlp and kind not in GRAPHS:
+        raise UsageError(f"--parallel-attn-mlp goes with --format {' or '.join(GRAPHS)}, not with {kind}")
+    if d_model is not None and kind != "eap-ig":
+        raise UsageError(f"--d-model goes with --format eap-ig, not with {kind}")
+    if kind in TABLES:
+        rows = table(cache, tasks or cache.tasks, n)
+        return csv_text(rows).encode() if kind == "csv" else parquet_bytes(cache, rows)
+    if len(tasks) != 1:
+        raise UsageError(f"--format {kind} is of one task: give --task with one of {', '.join(cache.tasks)}")
+    if kind == "auto-circuit":
+        return torch_bytes(prune_scores(cache, tasks[0], parallel_attn_mlp))
+    if kind == "transformer-lens":
+        return snippet(cache, tasks[0], n or SNIPPET_HEADS).encode()
+    if kind == "eap-ig":
+        found = eap_ig_graph(cache, tasks[0], d_model or _known_width(cache), parallel_attn_mlp)
+    else:
+        found = head_list(cache, tasks[0], n)
+    return (json.dumps(found, indent=None if kind == "eap-ig" else 1, allow_nan=False) + "\n").encode()
+
+
+def header(cache: Cache) -> dict[str, str]:
+    """Which model, which intervention and which cache the numbers are of."""
+    of_file = {name: cache.attributes[name] for name in ("model", "model_sha256", "ablation", "weight_processing")}
+    return {**of_file, "content_sha256": cache.sha256}
+
+
+def table(cache: Cache, tasks: Sequence[str], n: int | None = None) -> list[Row]:
+    """A row for every head, or the `n` with the largest score, of each task; the largest score first.
+
+    :raises UsageError: the cache has no such task.
+    """
+    return [
+        Row(task, *divmod(cache.site(top.head), cache.n_heads), *top.damage, *top.control, *top.score)
+        for task in dict.fromkeys(tasks)
+        for top in top_heads(cache, task, n=n or cache.n_sites)
+    ]
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The fields of `Row` as columns, under a line with their names; every digit is kept."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, rows))
+    return text.getvalue()
+
+
+def parquet_bytes(cache: Cache, rows: Sequence[Row]) -> bytes:
+    """The fields of `Row` as columns: string, int32, float64. The schema's metadata hold the header as JSON."""
+    import pyarrow
+    import pyarrow.parquet
+
+    first = {"task": pyarrow.string(), "layer": pyarrow.int32(), "head": pyarrow.int32()}
+    schema = pyarrow.schema(
+        [(field.name, first.get(field.name, pyarrow.float64())) for field in fields(Row)],
+        {"mechrl": json.dumps(header(cache))},
+    )
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([asdict(row) for row in rows], schema), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def head_list(cache: Cache, task: str, n: int | None = None) -> dict[str, Any]:
+    """The header, the task, and `heads`: a list of rows, the largest score first. `interval` is in percent."""
+    heads = [asdict(row) for row in table(cache, [task], n)]
+    for head in heads:
+        del head["task"]
+    return {**header(cache), "task": task, "interval": LEVEL[1] - LEVEL[0], "heads": heads}
+
+
+def eap_ig_graph(cache: Cache, task: str, d_model: int, parallel_attn_mlp: bool = False) -> dict[str, Any]:
+    """A graph that `Graph.from_json` of EAP-IG reads: `cfg`, `nodes`, `edges`, and our header, which it ignores.
+
+    The format is that of github.com/hannamw/EAP-IG since its package 2.0 (src/eap/graph.py). Everything is in the
+    graph; prune it there. Heads have node scores. `input` and MLPs have none, so that `apply_topn(level="node")`
+    keeps them; with `level="edge"` their zeros go first. EAP-IG goes by absolute scores unless told `absolute=False`.
+
+    :param d_model: width of the model, which EAP-IG wants to know.
+    :param parallel_attn_mlp: whether attention and MLP of a block read the same residual stream (Pythia, GPT-J).
+    """
+    names, scores = ["input"], _source_scores(cache, task).tolist()
+    for layer in range(cache.n_layers):
+        names += [*(f"a{layer}.h{head}" for head in range(cache.n_heads)), f"m{layer}"]
+    nodes: dict[str, dict[str, Any]] = {
+        name: {"in_graph": True, "score": score} if name.startswith("a") else {"in_graph": True}
+        for name, score in zip(names, scores, strict=True)
+    }
+    edges: dict[str, float] = {}
+    for layer, for_attention, for_mlp in _read(cache, parallel_attn_mlp):
+        readers = [f"a{layer}.h{head}<{letter}>" for head in range(cache.n_heads) for letter in "qkv"]
+        for reads, count in ((readers, for_attention), ([f"m{layer}"], for_mlp)):
+            edges |= {f"{names[i]}->{reader}": scores[i] for i in range(count) for reader in reads}
+    edges |= {f"{name}->logits": score for name, score in zip(names, scores, strict=True)}
+    return {
+        "cfg": {
+            "n_layers": cache.n_layers,
+            "n_heads": cache.n_heads,
+            "parallel_attn_mlp": parallel_attn_mlp,
+            "d_model": d_model,
+        },
+        "nodes": {**nodes, "logits": {"in_graph": True}},
+        "edges": {name: {"score": score, "in_graph": True} for name, score in edges.items()},
+        "mechrl": {**header(cache), "task": task},
+    }
+
+
+def prune_scores(cache: Cache, task: str, parallel_attn_mlp: bool = False) -> dict[str, np.ndarray]:
+    """`PruneScores` of AutoCircuit: for each module that reads, the score of each edge into it, float32.
+
+    For auto-circuit 1.0 (auto_circuit/types.py, model_utils/transformer_lens_utils.py) and a model made patchable with
+    `factorized=True, separate_qkv=True` and no `seq_len`. Sources are the input, then layer by layer the heads and the
+    MLP; a module has the sources before it: `blocks.L.hook_q_input` (`k`, `v`) [head, source], `blocks.L.hook_mlp_in`
+    [source], and `hook_resid_post` of the last block [source]. AutoCircuit goes by absolute scores.
+
+    :param parallel_attn_mlp: whether attention and MLP of a block read the same residual stream (Pythia, GPT-J).
+    """
+    scores = _source_scores(cache, task)
+    found = {}
+    for layer, for_attention, for_mlp in _read(cache, parallel_attn_mlp):
+        for letter in "qkv":
+            found[f"blocks.{layer}.hook_{letter}_input"] = np.tile(scores[:for_attention], (cache.n_heads, 1))
+        found[f"blocks.{layer}.hook_mlp_in"] = scores[:for_mlp]
+    found[f"blocks.{cache.n_layers - 1}.hook_resid_post"] = scores
+    return found
+
+
+def torch_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    """A file of `torch.save`, as AutoCircuit's `load_cache` reads it: a dict of tensors, safe to load."""
+    import torch
+
+    file = io.BytesIO()
+    torch.save({name: torch.tensor(array) for name, array in arrays.items()}, file)
+    return file.getvalue()
+
+
+def snippet(cache: Cache, task: str, n: int = SNIPPET_HEADS) -> str:
+    """Python for TransformerLens 4 that loads the model and ablates the `n` heads with the largest score together.
+
+    What comes out of the file and could be anything, the names of the model and its revision and the note on its
+    weights, is written as a Python literal; task names and hashes were checked when the file was opened.
+
+    :raises UsageError: the cache is of another ablation than zero, or has no such task.
+    """
+    of_file = cache.attributes
+    if of_file["ablation"] != "zero":
+        raise UsageError(
+            f"{cache.path} is of {of_file['ablation']!r} ablation; the TransformerLens snippet exists for zero only"
+        )
+    heads = [(row.layer, row.head) for row in table(cache, [task], n)]
+    import_mini, name = ("from mechrl.models import MINI\n", "str(MINI)") if of_file["model"] == "mini" else ("", "")
+    revision = of_file.get("model_revision")
+    return SNIPPET.format(
+        n=len(heads),
+        task=task,
+        sha256=cache.sha256,
+        import_mini=import_mini,
+        heads=heads,
+        name=name or repr(of_file["model"]),
+        revision=f", revision={str(revision)!r}" if revision else "",
+        weights=repr(of_file["weight_processing"]),
+        bos="begin with the tokenizer's BOS token" if of_file["prepend_bos"] else "have no BOS token",
+    )
+
+
+SNIPPET = '''\
+"""Zero ablation of the {n} heads with the largest score on {task}, all at once, in TransformerLens 4.
+
+Written by mechrl-cache export; sha256 of the cache's content: {sha256}
+"""
+
+{import_mini}from transformer_lens.model_bridge import TransformerBridge
+
+HEADS = {heads}  # (layer, head), the largest score first
+
+model = TransformerBridge.boot_transformers({name}{revision})
+# What zero ablation removes depends on how the weights were folded. The cache says: {weights}
+model.enable_compatibility_mode()
+
+
+def without(head):
+    """A hook that sets the output of one head to zero; z is [batch, position, head, d_head]."""
+
+    def zero(z, hook):
+        z = z.clone()
+        z[:, :, head] = 0
+        return z
+
+    return zero
+
+
+HOOKS = [(f"blocks.{{layer}}.attn.hook_z", without(head)) for layer, head in HEADS]
+
+
+def ablated_logits(tokens):
+    """Logits [batch, position, vocabulary] without HEADS, of int64 tokens [batch, position].
+
+    The prompts of the cache {bos}.
+    """
+    return model.run_with_hooks(tokens, fwd_hooks=HOOKS, return_type="logits")
+'''
+
+
+def _source_scores(cache: Cache, task: str) -> np.ndarray:
+    """The score of all that writes into the residual stream, float32 [1 + layer × (head + 1)].
+
+    The input, then layer by layer the heads and the MLP, as both graphs count them; all but heads have 0.
+    """
+    scores = np.zeros((cache.n_layers, cache.n_heads + 1), np.float32)
+    for row in table(cache, [task]):
+        scores[row.layer, row.head] = row.score
+    return np.concatenate([np.zeros(1, np.float32), scores.ravel()])
+
+
+def _read(cache: Cache, parallel_attn_mlp: bool) -> Iterator[tuple[int, int, int]]:
+    """Of each layer: how many sources its attention reads, and how many its MLP."""
+    for layer in range(cache.n_layers):
+        before = 1 + layer * (cache.n_heads + 1)
+        yield layer, before, before + (0 if parallel_attn_mlp else cache.n_heads)
+
+
+def _known_width(cache: Cache) -> int:
+    """The width of `mini`; of other models a cache does not know it.
+
+    :raises UsageError: it is another model.
+    """
+    if cache.attributes["model"] != "mini":
+        raise UsageError(
+            f"--format eap-ig needs --d-model, the width of {cache.attributes['model']!r}, which the cache does not "
+            "hold: n_embd or hidden_size in the model's config.json, 768 for GPT-2 small"
+        )
+    return json.loads((files("mechrl") / "mini" / "config.json").read_text())["n_embd"]

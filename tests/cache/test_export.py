@@ -1,0 +1,346 @@
+"""Results handed over to other tools: each format is read back by a reader of its own."""
+
+import ast
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import asdict, fields, replace
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from helpers import table_cache
+
+from mechrl.ablation import reference
+from mechrl.cache import files
+from mechrl.cache.export import FORMATS, Row, export, snippet, table
+from mechrl.cache.format import Content
+from mechrl.cli.cache import cache as cache_command
+from mechrl.errors import UsageError
+
+# Two layers of two heads. All prompts of a task agree, so means and both ends of the intervals are these numbers.
+DAMAGE = {"ioi": [1.0, 4.0, -2.0, 0.5], "docstring": [0.25, 0.0, 3.0, 1.0]}
+CONTROL = [0.5, 0.25, 0.0, 1.5]
+IOI_SCORES = {"0.0": 0.5, "0.1": 3.75, "1.0": -2.0, "1.1": -1.0}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    damage = {task: np.tile(values, (4, 1)).astype(np.float32) for task, values in DAMAGE.items()}
+    return table_cache(tmp_path / "t.h5", damage, np.tile(CONTROL, (4, 1)).astype(np.float32), 2, 2)
+
+
+def with_attributes(cache, **changed):
+    """The cache, of which the file says other things."""
+    attributes = {**cache.content.attributes, "/": {**cache.content.root, **changed}}
+    return replace(cache, content=Content(cache.content.arrays, attributes))
+
+
+def test_csv_has_a_row_for_every_task_and_head_and_keeps_every_digit(cache, small_cache):
+    found = list(csv.DictReader(io.StringIO(export(cache, "csv").decode())))
+    assert [(row["task"], row["layer"], row["head"]) for row in found] == [
+        *(("ioi", *head.split(".")) for head in ("0.1", "0.0", "1.1", "1.0")),
+        *(("docstring", *head.split(".")) for head in ("1.0", "0.0", "0.1", "1.1")),
+    ]
+    for row in found:
+        site = 2 * int(row["layer"]) + int(row["head"])
+        damage, control = DAMAGE[row["task"]][site], CONTROL[site]
+        for name, value in (("damage", damage), ("control_damage", control), ("score", damage - control)):
+            assert [float(row[name + end]) for end in ("", "_low", "_high")] == [value] * 3
+    real = [tuple(row.values()) for row in csv.DictReader(io.StringIO(export(small_cache, "csv").decode()))]
+    wanted = table(small_cache, small_cache.tasks)
+    assert [(row[0], *map(int, row[1:3]), *map(float, row[3:])) for row in real] == [
+        tuple(asdict(row).values()) for row in wanted
+    ]
+    assert len(wanted) == 3 * 48
+    assert all(row.score_low <= row.score <= row.score_high for row in wanted)
+
+
+def test_csv_of_some_tasks_and_of_the_best_heads(cache):
+    assert len(export(cache, "csv", ["docstring"]).splitlines()) == 1 + 4
+    lines = export(cache, "csv", ["docstring", "docstring", "ioi"], n=1).decode().splitlines()[1:]
+    assert [line.split(",")[:3] for line in lines] == [["docstring", "1", "0"], ["ioi", "0", "1"]]
+
+
+def test_parquet_holds_the_same_table_with_types_and_says_what_it_is_of(small_cache):
+    found = pyarrow.parquet.read_table(io.BytesIO(export(small_cache, "parquet")))
+    assert found.to_pylist() == [asdict(row) for row in table(small_cache, small_cache.tasks)]
+    assert found.schema.names == [field.name for field in fields(Row)]
+    assert [str(kind) for kind in found.schema.types] == ["string", "int32", "int32", *["double"] * 9]
+    note = json.loads(found.schema.metadata[b"mechrl"])
+    assert (note["model"], note["content_sha256"]) == ("mini", small_cache.sha256)
+
+
+def test_heads_json_lists_the_heads_under_what_they_are_of(cache):
+    found = json.loads(export(with_attributes(cache, ablation="other"), "heads-json", ["ioi"], n=3))
+    heads = found.pop("heads")
+    assert found == {
+        "model": "by hand",
+        "model_sha256": "0" * 64,
+        "ablation": "other",
+        "weight_processing": "none",
+        "content_sha256": cache.sha256,
+        "task": "ioi",
+        "interval": 95.0,
+    }
+    assert [(head["layer"], head["head"]) for head in heads] == [(0, 1), (0, 0), (1, 1)]
+    assert heads[0] == {
+        "layer": 0, "head": 1, "damage": 4.0, "damage_low": 4.0, "damage_high": 4.0, "control_damage": 0.25,
+        "control_damage_low": 0.25, "control_damage_high": 0.25, "score": 3.75, "score_low": 3.75, "score_high": 3.75,
+    }  # fmt: skip
+
+
+def read_eap_ig(text):
+    """Node and edge scores, as `Graph.from_json` of hannamw/EAP-IG reads them; KeyError where that would fail.
+
+    After src/eap/graph.py at commit 8fd10d9 (package 2.0.0), `from_model` and `from_json`.
+    """
+    graph = json.loads(text)
+    layers, heads, parallel, _ = (graph["cfg"][key] for key in ("n_layers", "n_heads", "parallel_attn_mlp", "d_model"))
+    nodes, edges, residual = ["input"], [], ["input"]
+    for layer in range(layers):
+        attention = [f"a{layer}.h{head}" for head in range(heads)]
+        edges += [f"{node}->{child}<{letter}>" for node in residual for child in attention for letter in "qkv"]
+        edges += [f"{node}->m{layer}" for node in (residual if parallel else residual + attention)]
+        residual += [*attention, f"m{layer}"]
+        nodes += [*attention, f"m{layer}"]
+    edges += [f"{node}->logits" for node in residual]
+    assert set(graph["nodes"]) == {*nodes, "logits"}
+    assert set(graph["edges"]) == set(edges)
+    assert all(graph["nodes"][name]["in_graph"] is True for name in nodes)
+    assert all(graph["edges"][name]["in_graph"] is True for name in edges)
+    scored = {name: graph["nodes"][name]["score"] for name in nodes if "score" in graph["nodes"][name]}
+    return graph["cfg"], scored, {name: graph["edges"][name]["score"] for name in edges}
+
+
+@pytest.mark.parametrize(("parallel", "n_edges"), [(False, 46), (True, 42)])
+def test_eap_ig_reads_a_graph_in_which_edges_carry_the_score_of_the_head_they_leave(cache, parallel, n_edges):
+    text = export(cache, "eap-ig", ["ioi"], d_model=16, parallel_attn_mlp=parallel)
+    cfg, nodes, edges = read_eap_ig(text)
+    assert cfg == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": parallel, "d_model": 16}
+    assert nodes == {"a0.h0": 0.5, "a0.h1": 3.75, "a1.h0": -2.0, "a1.h1": -1.0}
+    assert len(edges) == n_edges
+    assert ("a0.h1->m0" in edges) != parallel
+    assert {name: edges[name] for name in ("input->a0.h0<q>", "a0.h1->a1.h0<k>", "a0.h0->m1", "a1.h0->logits")} == {
+        "input->a0.h0<q>": 0.0, "a0.h1->a1.h0<k>": 3.75, "a0.h0->m1": 0.5, "a1.h0->logits": -2.0,
+    }  # fmt: skip
+    for name, score in edges.items():
+        assert score == nodes.get(name.split("->")[0], 0.0)
+    assert json.loads(text)["mechrl"]["task"] == "ioi"
+
+
+def test_eap_ig_knows_the_width_of_mini_and_asks_for_that_of_others(cache, small_cache):
+    cfg, nodes, _ = read_eap_ig(export(small_cache, "eap-ig", ["ioi"]))
+    assert cfg["d_model"] == 128
+    assert len(nodes) == 48
+    with pytest.raises(UsageError, match="needs --d-model, the width of 'by hand'"):
+        export(cache, "eap-ig", ["ioi"])
+
+
+def auto_circuit_edges(n_layers, n_heads, parallel):
+    """(source, module, index) of every edge, and the shape of each module's mask, as AutoCircuit counts them.
+
+    After auto-circuit 1.0.1: `factorized_src_nodes` and `factorized_dest_nodes` of
+    model_utils/transformer_lens_utils.py, `graph_edges` and `make_model_patchable` of utils/graph_utils.py,
+    `Edge.patch_idx` of types.py.
+    """
+    sources, readers, layer = [("Resid Start", 0)], [], 0
+    for block in range(n_layers):
+        layer += 1
+        sources += [(f"A{block}.{head}", layer) for head in range(n_heads)]
+        modules = [f"blocks.{block}.hook_{letter}_input" for letter in "qkv"]
+        readers += [(module, head, layer) for module in modules for head in range(n_heads)]
+        layer += not parallel
+        sources.append((f"MLP {block}", layer))
+        readers.append((f"blocks.{block}.hook_mlp_in", None, layer))
+    readers.append((f"blocks.{n_layers - 1}.hook_resid_post", None, layer + 1))
+    edges, shapes = [], {}
+    for module, head, at in readers:
+        before = [(index, name) for index, (name, source_layer) in enumerate(sources) if source_layer < at]
+        shapes[module] = (len(before),) if head is None else (n_heads, len(before))
+        edges += [(name, module, (index,) if head is None else (head, index)) for index, name in before]
+    return edges, shapes
+
+
+@pytest.mark.parametrize(
+    ("parallel", "mlp_0", "n_edges"), [(False, [0.0, 0.5, 3.75], 46), (True, [0.0], 42)], ids=["one by one", "parallel"]
+)
+def test_auto_circuit_loads_prune_scores_in_which_edges_carry_the_score_of_their_source(
+    cache, parallel, mlp_0, n_edges
+):
+    data = export(cache, "auto-circuit", ["ioi"], parallel_attn_mlp=parallel)
+    scores = torch.load(io.BytesIO(data), weights_only=True)
+    edges, shapes = auto_circuit_edges(2, 2, parallel)
+    assert {name: tuple(tensor.shape) for name, tensor in scores.items()} == shapes
+    assert {tensor.dtype for tensor in scores.values()} == {torch.float32}
+    assert len(edges) == n_edges == sum(tensor.numel() for tensor in scores.values())
+    for source, module, index in edges:
+        assert scores[module][index].item() == IOI_SCORES.get(source.removeprefix("A"), 0.0)
+    # By hand: input, 0.0, 0.1, MLP 0, 1.0, 1.1, MLP 1.
+    assert scores["blocks.0.hook_mlp_in"].tolist() == mlp_0
+    assert scores["blocks.1.hook_v_input"].tolist() == [[0.0, 0.5, 3.75, 0.0]] * 2
+    assert scores["blocks.1.hook_resid_post"].tolist() == [0.0, 0.5, 3.75, 0.0, -2.0, -1.0, 0.0]
+
+
+def run_snippet(cache, task, n):
+    """The logit differences of a task's prompts by the exported snippet alone, [prompt], and the snippet's heads."""
+    names: dict = {}
+    exec(export(cache, "transformer-lens", [task], n=n).decode(), names)
+    prompts = cache.prompts(task)
+    tokens, answers, wrongs = (torch.from_numpy(c).long() for c in (prompts.tokens, prompts.answers, prompts.wrongs))
+    with torch.inference_mode():
+        logits = names["ablated_logits"](tokens)[torch.arange(len(tokens)), prompts.length - 1]
+    right, wrong = (
+        logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).logsumexp(1) for ids in (answers, wrongs)
+    )
+    return (right - wrong).numpy(), names["HEADS"]
+
+
+@pytest.mark.parametrize("task", ["induction", "ioi", "docstring"])
+def test_the_snippet_with_one_head_gives_what_the_cache_says(small_cache, task):
+    found, heads = run_snippet(small_cache, task, n=1)
+    layer, head = heads[0]
+    site = small_cache.n_heads * layer + head
+    assert site == np.argmax(small_cache.damage(task).mean(0) - small_cache.control_damage.mean(0))
+    np.testing.assert_allclose(
+        found, small_cache.content.arrays[f"/tasks/{task}/ablated/logit_diff"][:, site], atol=1e-4
+    )
+
+
+def test_the_snippet_with_many_heads_ablates_them_together(small_cache, mini):
+    """Against zeros written in front of the output projections, without any hook on z."""
+    found, heads = run_snippet(small_cache, "ioi", n=20)
+    assert len(set(heads)) == 20
+    assert len({layer for layer, _ in heads}) < 20
+    width = mini.bridge.cfg.d_head
+    handles = []
+    for layer, head in heads:
+
+        def zero(module, inputs, head=head):
+            return (torch.cat([inputs[0][..., : head * width], torch.zeros_like(inputs[0][..., :width]),
+                               inputs[0][..., (head + 1) * width :]], -1), *inputs[1:])  # fmt: skip
+
+        handles.append(mini.bridge.blocks[layer].attn.o.register_forward_pre_hook(zero))
+    try:
+        wanted = reference.logit_diff(mini, small_cache.prompts("ioi"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.abs(wanted - small_cache.clean("ioi")).mean() > 1
+
+
+@pytest.mark.parametrize(
+    "text", ["x'); import os; os.abort() #", 'a"""\nimport os\nos.abort()\n"""', "{heads}\\", "ü '\"'"]
+)
+def test_whatever_the_file_says_stays_a_literal_in_the_snippet(cache, text):
+    plain = ast.parse(snippet(with_attributes(cache, model_revision="r"), "ioi"))
+    found = ast.parse(snippet(with_attributes(cache, model=text, model_revision=text, weight_processing=text), "ioi"))
+    for tree, name, revision in ((plain, "by hand", "r"), (found, text, text)):
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        boot = next(call for call in calls if getattr(call.func, "attr", "") == "boot_transformers")
+        assert ast.literal_eval(boot.args[0]) == name
+        assert {word.arg: ast.literal_eval(word.value) for word in boot.keywords} == {"revision": revision}
+        boot.args, boot.keywords = [], []
+    assert ast.dump(found) == ast.dump(plain)
+
+
+def test_the_snippet_has_ten_heads_unless_told_otherwise_and_is_for_zero_ablation_only(small_cache):
+    for n, count in ((None, 10), (3, 3), (1000, 48)):
+        heads = next(
+            ast.literal_eval(node.value)
+            for node in ast.parse(export(small_cache, "transformer-lens", ["ioi"], n=n)).body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "HEADS"
+        )
+        assert heads == [(row.layer, row.head) for row in table(small_cache, ["ioi"], count)]
+        assert len(heads) == count
+    with pytest.raises(UsageError, match="is of 'mean' ablation; the TransformerLens snippet exists for zero only"):
+        export(with_attributes(small_cache, ablation="mean"), "transformer-lens", ["ioi"])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_command_writes_a_file_or_to_stdout(call, cache, tmp_path, kind):
+    one_task = () if kind in ("csv", "parquet") else ("--task", "ioi")
+    width = ("--d-model", 8) if kind == "eap-ig" else ()
+    arguments = ("export", cache.path, "--format", kind, *one_task, *width)
+    wanted = export(cache, kind, one_task[1:], d_model=8 if width else None)
+    assert call(cache_command, *arguments, "-o", tmp_path / "new" / "out") == (
+        0, f"{tmp_path / 'new' / 'out'} written\n", ""
+    )  # fmt: skip
+    assert (tmp_path / "new" / "out").read_bytes() == wanted
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+    code, out, err = call(cache_command, *arguments)
+    if kind in ("parquet", "auto-circuit"):
+        assert (code, out) == (2, "")
+        assert "name a file with --out" in err
+    else:
+        assert (code, out, err) == (0, wanted.decode(), "")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(call, cache, tmp_path, monkeypatch):
+    (tmp_path / "out.csv").write_text("old")
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    code, out, err = call(cache_command, "export", cache.path, "--format", "csv", "-o", tmp_path / "out.csv")
+    assert (code, out) == (1, "")
+    assert "cannot write" in err
+    assert (tmp_path / "out.csv").read_text() == "old"
+    assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--format", "csv", "--task", "iou"], 2, "Did you mean 'ioi'"),
+        (["--format", "csv", "--task", "induction"], 2, "holds ioi, docstring"),
+        (["--format", "cvs"], 2, "csv"),
+        ([], 2, "--format"),
+        (["--format", "heads-json"], 2, "--format heads-json is of one task: give --task with one of ioi, docstring"),
+        (["--format", "auto-circuit", "--task", "ioi,docstring", "-o", "x.pt"], 2, "is of one task"),
+        (["--format", "eap-ig", "--task", "ioi"], 2, "needs --d-model"),
+        (["--format", "eap-ig", "--task", "ioi", "--n", "3", "--d-model", "8"], 2, "--n does not go with"),
+        (["--format", "csv", "--d-model", "8"], 2, "--d-model goes with --format eap-ig"),
+        (["--format", "csv", "--parallel-attn-mlp"], 2, "--parallel-attn-mlp goes with"),
+        (["--format", "csv", "--n", "0"], 2, "0"),
+        (["--format", "csv", "-o", "CACHE"], 2, "would overwrite the cache"),
+        (["--format", "csv", "-o", "CACHE.json"], 2, "would overwrite the cache or its manifest"),
+        (["--format", "csv", "-o", "CACHE/x.csv"], 1, "cannot write"),
+        (["--format", "csv", "-o", "."], 2, "name a file"),
+    ],
+)
+def test_wrong_usage_gets_one_message_and_writes_nothing(call, cache, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    ended, out, err = call(cache_command, "export", cache.path, *(a.replace("CACHE", "t.h5") for a in arguments))
+    assert (ended, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_unknown_format_gets_the_nearest_one_as_a_hint(cache):
+    with pytest.raises(UsageError, match="unknown format 'heads-jsn'\\. Did you mean 'heads-json'"):
+        export(cache, "heads-jsn", ["ioi"])
+
+
+def test_only_auto_circuit_imports_torch_and_nothing_imports_a_model_library(cache, tmp_path):
+    code = f"""
+import sys
+from mechrl.cache.export import export
+from mechrl.cache.reader import Cache
+cache = Cache.open({str(cache.path)!r})
+for kind in {FORMATS!r}:
+    if kind != "auto-circuit":
+        export(cache, kind, ["ioi"], d_model=8 if kind == "eap-ig" else None)
+before = "torch" in sys.modules
+export(cache, "auto-circuit", ["ioi"])
+print(before, *("torch" in sys.modules, "transformers" in sys.modules, "transformer_lens" in sys.modules))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", "True", "False", "False"]
