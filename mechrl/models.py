@@ -1,26 +1,33 @@
 """Models: the embedded `mini`, a local folder or a hub name, loaded as a folded TransformerBridge and fingerprinted."""
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mechrl.errors import MachineError, UsageError, unknown_name
+from mechrl.errors import MachineError, MechrlError, UsageError, unknown_name
 from mechrl.vocabulary import Vocabulary
 
 MINI = Path(__file__).parent / "mini"
 HUB_SECONDS = 10
-WEIGHT_PROCESSING = "TransformerLens enable_compatibility_mode: LayerNorm and value biases folded"
+TOKENIZER_FILES = ("tokenizer.*", "vocab*", "*.model", "tekken.json")
+PROBE_TOKENS = 64
+# Of the largest number: far above what rounding in float32 does, far below what a missing term does.
+PROBE_ERROR = 1e-3
+LOOKS_AHEAD = 1e-4
 # Of a config's entries, those that change nothing the sweep computes.
 NOT_FINGERPRINTED = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
@@ -60,6 +67,14 @@ class Model:
         return int(self.bridge.cfg.n_ctx)
 
     @property
+    def weight_processing(self) -> str:
+        """What was done to the weights, as a cache records it; some norms TransformerLens cannot fold."""
+        folded = (
+            "LayerNorm and value biases" if getattr(self.bridge.adapter, "supports_fold_ln", True) else "value biases"
+        )
+        return f"TransformerLens enable_compatibility_mode: {folded} folded"
+
+    @property
     def device(self) -> torch.device:
         return next(self.bridge.parameters()).device
 
@@ -83,40 +98,43 @@ def pick_device(device: str) -> str:
 def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") -> Model:
     """Load `mini`, a folder or a hub name in float32, folded as TransformerLens does it, in eval mode.
 
-    :raises UsageError: no such folder, a folder without weights, a model that is not a causal language model.
-    :raises MachineError: the hub cannot be reached and the model is not in its local cache.
+    :raises UsageError: no such folder, one without weights or tokenizer, no such model on the hub, one that is not a
+        causal language model, one whose heads TransformerLens does not show or whose logits it does not reproduce.
+    :raises MachineError: the hub cannot be reached and the model is not in its local cache; out of memory.
     """
     device = pick_device(device)
     folder = find_folder(name, revision)
     with _quiet_imports():
         from transformer_lens.model_bridge import TransformerBridge
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+        with _refused(f"{name!r} cannot be loaded as a causal language model"):
+            _check_kind(name, AutoConfig.from_pretrained(folder))
+            tokenizer = _load_tokenizer(name, folder)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
             )
             hf, loading = loaded
-            sha256 = _weights_sha256(hf)
-            bridge = TransformerBridge.boot_transformers(
-                str(folder), hf_model=hf.to(device), tokenizer=tokenizer, device=device, dtype=torch.float32
-            )
-        except Exception as error:
-            raise UsageError(f"{name!r} cannot be loaded as a causal language model: {error}") from error
-        if getattr(bridge.cfg, "attention_dir", "causal") != "causal":
-            raise UsageError(f"{name!r} is not a causal model; mechrl reads a prompt at its last position")
+            tokens, logits = _probe(name, hf.to(device))
         if loading["missing_keys"] or loading["mismatched_keys"]:
             missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
             raise UsageError(f"{name!r}: the folder lacks weights: {', '.join(missing[:3])} … ({len(missing)} in all)")
-        tokenizer_sha256 = _tokenizer_sha256(tokenizer)
-        bridge.eval()
-        unfolded = _head_outputs(bridge)
-        bridge.enable_compatibility_mode(disable_warnings=True)
-        constants = _constants(unfolded, _head_outputs(bridge))
+        sha256 = _weights_sha256(hf)
+        with _refused(f"{name!r} cannot be swept"):
+            bridge = TransformerBridge.boot_transformers(
+                str(folder),
+                hf_model=hf,
+                tokenizer=copy.deepcopy(tokenizer),  # where there is no BOS, it makes one of EOS
+                device=device,
+                dtype=torch.float32,
+            )
+            unfolded = _head_outputs(bridge.eval())
+            bridge.enable_compatibility_mode(disable_warnings=True)
+            _check_sweepable(name, bridge, tokens, logits)
+            constants = _constants(unfolded, _head_outputs(bridge))
     _speed_up(bridge)
     bridge.eval()
-    return Model(bridge, name, revision, sha256, tokenizer_sha256, Vocabulary(tokenizer), constants)
+    return Model(bridge, name, revision, sha256, _tokenizer_sha256(tokenizer), Vocabulary(tokenizer), constants)
 
 
 def load_vocabulary(name: str = "mini", revision: str = "") -> Vocabulary:
@@ -126,10 +144,8 @@ def load_vocabulary(name: str = "mini", revision: str = "") -> Vocabulary:
     :raises MachineError: the hub cannot be reached, or has no such model.
     """
     folder = find_folder(name, revision)
-    with _quiet_imports():
-        from transformers import AutoTokenizer
-
-        return Vocabulary(AutoTokenizer.from_pretrained(folder))
+    with _quiet_imports(), _refused(f"the tokenizer of {name!r} cannot be loaded"):
+        return Vocabulary(_load_tokenizer(name, folder))
 
 
 def cast(model: Model, dtype: str) -> None:
@@ -151,13 +167,15 @@ def absolute_name(name: str) -> str:
 def find_folder(name: str, revision: str = "") -> Path:
     """Where the model's files are on this machine, fetched from the hub if they have to be.
 
-    :raises UsageError: no such folder, or no weights in it.
-    :raises MachineError: the hub cannot be reached, or has no such model.
+    :raises UsageError: no such folder, or no weights in it; no such model or revision on the hub, or no access to it.
+    :raises MachineError: the hub cannot be reached.
     """
+    if name != "mini" and not is_folder(name):
+        return _fetch(name, revision)
+    if revision:
+        raise UsageError(f"--revision {revision} is for models on the hub, and {name} is none")
     if name == "mini":
         return MINI
-    if not is_folder(name):
-        return _fetch(name, revision)
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise UsageError(f"{name}: no such folder")
@@ -179,7 +197,12 @@ def cache_name(name: str, sha256: str, ablation: str = "zero") -> str:
 def _fetch(name: str, revision: str) -> Path:
     """The model's files out of the local hub cache, or else from the hub, which gets one try."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     wanted: dict[str, Any] = {
         "revision": revision or None,
@@ -192,8 +215,17 @@ def _fetch(name: str, revision: str) -> Path:
     try:
         HfApi().model_info(name, revision=revision or None, timeout=HUB_SECONDS)
         return Path(snapshot_download(name, **wanted))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UsageError(f"the hub has no model {name!r}, or it is private: {error}") from error
+    except GatedRepoError as error:  # before RepositoryNotFoundError, of which it is a kind
+        raise UsageError(
+            f"{name!r} is gated on the hub: accept its terms at https://huggingface.co/{name}, then `hf auth login` or "
+            "set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(f"the hub has no model {name!r}, or it is private{_did_you_mean(name)}") from error
+    except RevisionNotFoundError as error:
+        raise UsageError(f"{name!r} has no revision {revision!r} on the hub") from error
+    except HFValidationError as error:
+        raise UsageError(f"{name!r} is neither a folder nor a name on the hub: {_first_sentence(error)}") from error
     except Exception as error:  # what a failed connection raises depends on the hub library's version
         raise MachineError(
             f"model {name!r} is not on this machine and the hub cannot be reached ({type(error).__name__}). Offline: "
@@ -203,22 +235,137 @@ def _fetch(name: str, revision: str) -> Path:
 
 
 @torch.inference_mode()
-def _head_outputs(bridge: Any) -> torch.Tensor:
-    """`hook_z` on a few tokens, [layer, position, head, head width]; before folding it goes by another name."""
+def _head_outputs(bridge: Any) -> list[torch.Tensor]:
+    """`hook_z` of each layer on a few tokens, [position, head, head width]; before folding it goes by another name."""
     seen: list[torch.Tensor] = []
     tokens = torch.arange(1, 9, device=next(bridge.parameters()).device)[None]
     names = [f"blocks.{layer}.attn.o.hook_in" for layer in range(bridge.cfg.n_layers)]
+    names = [name for name in names if name in bridge.hook_dict]  # what is missing is reported after folding
     bridge.run_with_hooks(tokens, fwd_hooks=[(name, lambda z, hook: seen.append(z[0].clone())) for name in names])
-    return torch.stack(seen)
+    return seen
 
 
-def _constants(unfolded: torch.Tensor, folded: torch.Tensor) -> np.ndarray | None:
+def _constants(unfolded: list[torch.Tensor], folded: list[torch.Tensor]) -> np.ndarray | None:
     """The difference of the heads' outputs, if it is the same at all positions."""
-    difference = (unfolded - folded).float()
+    if [z.shape for z in unfolded] != [z.shape for z in folded]:
+        return None
+    difference = torch.stack(unfolded) - torch.stack(folded)
     constants = difference.mean(1)
-    if (difference - constants[:, None]).abs().max() > 1e-4 * max(1.0, unfolded.abs().max().item()):
+    if (difference - constants[:, None]).abs().max() > 1e-4 * max(1.0, torch.stack(unfolded).abs().max().item()):
         return None
     return constants.cpu().numpy()
+
+
+def _did_you_mean(name: str) -> str:
+    """The model on the hub whose name is nearest, as the end of a message; "" if the hub finds none."""
+    from huggingface_hub import HfApi
+
+    stem = name.rpartition("/")[2].lower()
+    beginning = stem[: max(3, 2 * len(stem) // 3)]  # the hub finds parts of names, and the typo may come later
+    try:
+        found = [m.id for m in HfApi().list_models(search=beginning, sort="downloads", limit=100)]
+    except Exception:  # the suggestion is a courtesy
+        return ""
+    names = {model.rpartition("/")[2].lower(): model for model in reversed(found)}  # of equal ones the most downloaded
+    near = get_close_matches(stem, names, n=1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
+
+
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Turns what the libraries raise about a model into one sentence; theirs can list hundreds of classes."""
+    try:
+        yield
+    except MechrlError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MachineError(f"{what}: out of memory") from error
+    except Exception as error:
+        raise UsageError(f"{what}: {_first_sentence(error)}") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return re.split(r"(?<=[.!?])\s|\n", str(error).strip())[0].rstrip(".:") or type(error).__name__
+
+
+def _load_tokenizer(name: str, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):  # else some classes begin empty
+        raise UsageError(f"{name}: no tokenizer files there, such as tokenizer.json; save the tokenizer too")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _check_kind(name: str, config: Any) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if config.is_encoder_decoder:
+        raise UsageError(f"{name!r} is an encoder-decoder model ({config.model_type}), not a causal language model")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(f"{name!r} is a model of type {config.model_type}, which is not a causal language model")
+
+
+@torch.no_grad()
+def _probe(name: str, hf: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [2, position], rows that differ in the second half, and the logits that transformers computes from them.
+
+    :raises UsageError: the model looks ahead.
+    """
+    limit = getattr(hf.config, "max_position_embeddings", None) or -1  # XLNet's -1 means none
+    half = min(PROBE_TOKENS, limit // 2) // 2 if limit > 0 else PROBE_TOKENS // 2
+    tokens = torch.arange(100, 100 + 2 * half, device=hf.device).repeat(2, 1) % hf.get_input_embeddings().num_embeddings
+    tokens[1, half:] = tokens[1, :half]
+    logits = hf(tokens).logits
+    if _difference(logits[1, :half], logits[0, :half]) > LOOKS_AHEAD:
+        raise UsageError(
+            f"{name!r} is not a causal model: tokens change the logits before them, and mechrl reads a prompt at its "
+            "last position"
+        )
+    return tokens, logits
+
+
+@torch.no_grad()
+def _check_sweepable(name: str, bridge: Any, tokens: torch.Tensor, expected: torch.Tensor) -> None:
+    """Whether the folded model is still the same model, and each attention the projection of its heads.
+
+    :param expected: the logits of these tokens before folding.
+    :raises UsageError: it is not, or TransformerLens does not show its heads.
+    """
+    layers = range(bridge.cfg.n_layers)
+    shown = bridge.hook_dict
+    wanted = [f"blocks.{layer}.attn.{part}" for layer in layers for part in ("hook_z", "o.hook_in")]
+    for hook in [*wanted, "ln_final.hook_in", "unembed.hook_in"]:
+        if hook not in shown:
+            raise UsageError(f"{name!r} cannot be swept: TransformerLens has no {hook} for this kind of model")
+    seen: list[torch.Tensor] = []
+    hooks = [
+        (f"blocks.{layer}.attn.{part}", lambda tensor, hook: seen.append(tensor))
+        for layer in layers
+        for part in ("hook_z", "hook_out")
+    ]
+    logits = bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
+    for layer, z, written in zip(layers, seen[::2], seen[1::2], strict=True):
+        if z.shape[2] != bridge.cfg.n_heads:
+            raise UsageError(
+                f"{name!r} cannot be swept: TransformerLens shows {z.shape[2]} heads in layer {layer}, where the model "
+                f"has {bridge.cfg.n_heads}"
+            )
+        if _difference(bridge.blocks[layer].attn.o(z.flatten(2)), written) > PROBE_ERROR:
+            raise UsageError(
+                f"{name!r} cannot be swept: the attention of layer {layer} writes more than its heads, projected"
+            )
+    # Centring the unembedding moves all logits of a position alike, which changes no probability.
+    centred = (x - x.mean(-1, keepdim=True) for x in (logits, expected))
+    if (difference := _difference(*centred)) > PROBE_ERROR:
+        raise UsageError(
+            f"{name!r} cannot be swept: folded by TransformerLens, its logits differ from those of transformers by "
+            f"{difference:.0%} of the largest"
+        )
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, divided by the largest number expected; nan, which the sweep will report, passes."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def _speed_up(bridge: Any) -> None:
@@ -265,7 +412,9 @@ def _quiet_imports() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(level)
         if bars:

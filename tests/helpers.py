@@ -1,17 +1,60 @@
 """Things made by hand for tests: caches with chosen numbers, models with random or planted weights."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from mechrl.ablation import MEASURES
 from mechrl.cache.files import write_content
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.models import MINI
+
+SIZES = {
+    "vocab_size": 1106, "max_position_embeddings": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "hidden_size": 32, "intermediate_size": 64,
+}  # fmt: skip
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+WINDOW = 8  # shorter than the shortest prompt
+# Small models of the six families, by name; `randomize` gives them weights that matter.
+ARCHITECTURES = {
+    # one matrix for queries, keys and values; learned positions; the embedding is the unembedding
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=1106, n_positions=64, n_embd=32, n_layer=3, n_head=4)),
+    # attention and MLP read the same residual stream; untied
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(use_parallel_residual=True, **SIZES)),
+    # two query heads to a key head; RMS norms; biases in the attention; untied
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(attention_bias=True, **GROUPED)),
+    # norms of queries and keys
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(head_dim=8, **GROUPED)),
+    # every other layer with a window; caps on scores and logits; norms after attention and MLP too; tied
+    "gemma2": lambda: Gemma2ForCausalLM(
+        Gemma2Config(
+            head_dim=8, sliding_window=WINDOW, attn_logit_softcapping=5.0, final_logit_softcapping=3.0, **GROUPED
+        )
+    ),
+    # a window in every layer
+    "mistral": lambda: MistralForCausalLM(MistralConfig(sliding_window=WINDOW, **GROUPED)),
+}
 
 
 def table_cache(
@@ -72,11 +115,24 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def save(model: PreTrainedModel, folder: Path) -> Path:
-    """A model folder with the tokenizer of `mini`."""
+def save(model: PreTrainedModel, folder: Path, bos: bool = True) -> Path:
+    """A model folder with the tokenizer of `mini`, with or without its BOS."""
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(MINI)
+    if not bos:
+        tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
     return folder
+
+
+def hub_cache(folder: Path, name: str, revision: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of one revision in a local cache of the hub, which from now on is the one that is used."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    repository = folder / "hub" / f"models--{name.replace('/', '--')}"
+    commit = hashlib.sha1(revision.encode()).hexdigest()
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
+    return repository / "snapshots" / commit
 
 
 def planted_model(planted: dict[tuple[int, int], float], n_layers: int = 3, n_heads: int = 4) -> GPT2LMHeadModel:

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from helpers import ARCHITECTURES, SIZES, hub_cache, randomize, save
+from transformers import AutoModelForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
 from mechrl.errors import MachineError, UsageError
 from mechrl.models import MINI, cache_name, find_folder, load_model, pick_device
@@ -101,6 +102,37 @@ def test_the_config_is_part_of_the_fingerprint(mini, tmp_path):
     assert load_model(edited(tmp_path / "1"), device="cpu").sha256 == mini.sha256
     for i, change in enumerate(({"n_head": 16}, {"activation_function": "relu"}, {"layer_norm_epsilon": 1e-3})):
         assert load_model(edited(tmp_path / f"x{i}", **change), device="cpu").sha256 != mini.sha256
+
+
+def test_a_hub_name_and_a_revision_mean_what_was_downloaded_of_them(tmp_path, monkeypatch):
+    for seed, revision in enumerate(("main", "step1000")):
+        save(
+            randomize(ARCHITECTURES["neox"](), seed),
+            hub_cache(tmp_path, "EleutherAI/pythia-160m", revision, monkeypatch),
+        )
+    folder = save(randomize(ARCHITECTURES["neox"](), 1), tmp_path / "folder")
+    latest = load_model("EleutherAI/pythia-160m", device="cpu")
+    model = load_model("EleutherAI/pythia-160m", device="cpu", revision="step1000")
+    assert (model.name, model.revision) == ("EleutherAI/pythia-160m", "step1000")
+    assert model.sha256 == load_model(str(folder), device="cpu").sha256 != latest.sha256
+
+
+def test_a_tokenizer_without_bos_gets_none(tmp_path):
+    """TransformerLens gives its own copy one: EOS."""
+    model = load_model(str(save(ARCHITECTURES["gpt2"](), tmp_path, bos=False)), device="cpu")
+    assert model.vocabulary.bos is None
+    assert model.vocabulary.tokenizer.eos_token_id == model.bridge.tokenizer.bos_token_id == 0
+    assert model.vocabulary.encode(" Mary") == [model.vocabulary.single(" Mary")]
+
+
+def test_what_was_folded_is_recorded_as_it_is(mini, tmp_path, recwarn):
+    """The norms of OLMo 2 come after what they would be folded into."""
+    assert mini.weight_processing.endswith("LayerNorm and value biases folded")
+    folder = save(randomize(Olmo2ForCausalLM(Olmo2Config(**SIZES))), tmp_path)
+    model = load_model(str(folder), device="cpu")
+    assert model.weight_processing.endswith("mode: value biases folded")
+    assert model.bridge.original_model.model.layers[0].post_attention_layernorm.weight.std() > 0.1, "it was not folded"
+    assert not [warning for warning in recwarn if "fold" in str(warning.message)], "it is in the file, not on stderr"
 
 
 def test_devices_are_checked():

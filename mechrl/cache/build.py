@@ -21,7 +21,7 @@ from mechrl.cache.merge import Part, Piece, join_parts, merge
 from mechrl.cache.worker import Recipe, Shard, Swept, Worker
 from mechrl.cache.workspace import workspace
 from mechrl.errors import MechrlError, UsageError, unknown_name
-from mechrl.models import WEIGHT_PROCESSING, Model, absolute_name
+from mechrl.models import Model, absolute_name
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, TaskFile, generate, get_task, join, usable_pools
 from mechrl.tasks.control import control_spans
 from mechrl.tasks.files import arrange, check_file
@@ -36,16 +36,15 @@ class BuildSettings:
     """What a cache is made of, apart from the model.
 
     :param tasks: names of built-in tasks.
-    :param files: tasks from files, with as many batches as they fill.
     :param batches: prompt batches of each task; the last quarter of them, at least 2, is for evaluation.
     :param control_batches: batches of control spans, split likewise.
     :param dtype: what the swept model computes in, after folding in float32; `tf32` lets a GPU round float32 factors.
+    :param files: tasks from files, with as many batches as they fill.
     :param control_source: `prose`, `wikitext-2` or `text:` and the hash of a user's text; see `tasks.control`.
     :raises UsageError: a name that does not exist or a number out of range.
     """
 
     tasks: tuple[str, ...] = ("induction", "ioi", "docstring")
-    files: tuple[TaskFile, ...] = ()
     batches: int = 16
     batch_size: int = 32
     control_batches: int = 16
@@ -54,6 +53,7 @@ class BuildSettings:
     seed: int = 0
     dtype: str = "float32"
     tf32: bool = False
+    files: tuple[TaskFile, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.tasks:
@@ -355,7 +355,7 @@ def _root_attributes(model: Model, settings: BuildSettings) -> dict[str, Any]:
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,
         "ablation": settings.ablation,
-        "weight_processing": WEIGHT_PROCESSING,
+        "weight_processing": model.weight_processing,
         "prepend_bos": model.vocabulary.bos is not None,
         "dtype": settings.dtype,
         "tf32": settings.tf32,

@@ -87,7 +87,7 @@ class Worker:
             self.sweep = Sweep(model, recipe.pass_tokens)
             arithmetic = "tf32" if recipe.tf32 else recipe.dtype
             self.self_check_error = self.sweep.self_check(prompts, expected, arithmetic, replacement)
-        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        except (RuntimeError, ValueError, LookupError, AttributeError) as error:
             raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
         self._alone = threading.Lock()  # hooks of two sweeps at once would act on each other
 

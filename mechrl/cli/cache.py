@@ -24,7 +24,7 @@ def cache() -> None:
 
 @cache.command()
 @app.model
-@click.option("--revision", default="", help="Of a model on the hub: a branch, tag or commit.")
+@app.revision
 @click.option(
     "--tasks",
     callback=app.names,
@@ -110,7 +110,7 @@ def build(
         app.say(f"{out} is there already and will be replaced")
     source, text = read_control(control_text, generated=model == "mini")
     every = [
-        BuildSettings(tuple(tasks), own, batches, batch_size, control_batches, source, kind, seed, dtype, tf32)
+        BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, kind, seed, dtype, tf32, own)
         for kind in kinds
     ]
     if not scheduler:

@@ -13,6 +13,7 @@ from mechrl.cli import app
               default=app.MINI_CACHE, show_default=True, help="The cache to look scores up in.")  # fmt: skip
 @click.option("--live", is_flag=True, help="Ask the model for every score; the cache gives prompts and evaluation.")
 @app.model
+@app.revision
 @app.device
 @click.option("--tasks", callback=app.names, help="To train on.  [default: induction,ioi; else all that are there]")
 @click.option("--hold-out", callback=app.names, help="Only to evaluate on.  [default: docstring, if it is there]")
@@ -33,7 +34,7 @@ from mechrl.cli import app
 @click.option("--out", type=click.Path(path_type=Path), default="checkpoint.zip", show_default=True)
 @app.as_json
 def train(
-    path, live, model, device, tasks, hold_out, preset, steps, picks, plan_k, control_weight, seed, threads,
+    path, live, model, revision, device, tasks, hold_out, preset, steps, picks, plan_k, control_weight, seed, threads,
     tensorboard, out, as_json,
 ):  # fmt: skip
     """Train PPO to find the heads that matter, and evaluate it on unseen prompts."""
@@ -75,7 +76,7 @@ def train(
     steps, picks = steps or settings.steps, picks or default_picks(cache.n_sites)
     table = ScoreTable.from_cache(cache, tasks, control_weight=control_weight)
     if live:
-        episodes, scores = _live_episodes(model, device, cache, table, settings, picks)
+        episodes, scores = _live_episodes(model, revision, device, cache, table, settings, picks)
     else:
         episodes = Episodes(table, settings.n_envs, picks, drop_signal=settings.drop_signal)
     with app.progress("picks") as progress:
@@ -115,12 +116,12 @@ def train(
     _print_results(cache, ppo.policy, note, as_json)
 
 
-def _live_episodes(model, device, cache, table, settings, picks):
+def _live_episodes(model, revision, device, cache, table, settings, picks):
     from mechrl.envs.live import LiveEpisodes, LiveScores
     from mechrl.errors import FileError
     from mechrl.models import load_model
 
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=device, revision=revision)
     if loaded.sha256 != cache.attributes["model_sha256"]:
         raise FileError(f"{cache.path} was built from another model than {model!r}; name its model with --model")
     scores = LiveScores(loaded, cache, table.tasks)

@@ -11,6 +11,7 @@ from mechrl.cli import app
 @click.argument("checkpoint", type=click.Path(path_type=Path), default="checkpoint.zip", required=False)
 @click.option("--cache", "path", type=click.Path(path_type=Path), default=app.MINI_CACHE, show_default=True)
 @app.model
+@app.revision
 @app.device
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Heads of each task to replay.")
 @click.option("--plan-k", type=click.IntRange(1), help="Heads to look at before a pick.  [default: the checkpoint's]")
@@ -32,7 +33,10 @@ from mechrl.cli import app
 @app.threads(None)
 @app.as_json
 @click.pass_context
-def verify(ctx, checkpoint, path, model, device, top, plan_k, fresh_batches, files, tolerance, seed, threads, as_json):
+def verify(
+    ctx, checkpoint, path, model, revision, device, top, plan_k, fresh_batches, files, tolerance, seed, threads,
+    as_json,
+):  # fmt: skip
     """Ablate the picked heads on the live model: on the cached prompts and on fresh ones."""
     if model == "mini":
         app.say(app.FIRST_LINE)
@@ -54,11 +58,13 @@ def verify(ctx, checkpoint, path, model, device, top, plan_k, fresh_batches, fil
     from mechrl.verify.replay import verify as replay
 
     check_fits(cache, note)
-    if cache.attributes["model"] != model:
-        app.say(f"the cache says it was built from {cache.attributes['model']!r}; --model names what is loaded")
+    built_from = cache.attributes["model"], cache.attributes.get("model_revision", "")
+    if built_from != (model, revision):
+        named = " of revision ".join(repr(part) for part in built_from if part)
+        app.say(f"the cache says it was built from {named}; --model and --revision name what is loaded")
     if cache.sha256 != note.cache_sha256:
         app.say("this is not the very cache that the checkpoint was trained on")
-    loaded = load_model(model, device=device)
+    loaded = load_model(model, device=device, revision=revision)
     check_fits(cache, note, loaded.sha256)
     with app.progress("replaying") as progress:
         replayed: list[str] = []

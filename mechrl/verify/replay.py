@@ -103,7 +103,8 @@ def check_fits(cache: Cache, note: CheckpointNote, model_sha256: str | None = No
     if model_sha256 is not None and model_sha256 != cache.attributes["model_sha256"]:
         raise FileError(
             f"{cache.path} was built from another model: it says {cache.attributes['model']!r} with fingerprint "
-            f"{cache.attributes['model_sha256'][:12]}, the loaded one has {model_sha256[:12]}. Name it with --model"
+            f"{cache.attributes['model_sha256'][:12]}, the loaded one has {model_sha256[:12]}. Name it with --model "
+            "and --revision"
         )
     for task in [*note.tasks, *note.hold_out]:
         if task not in cache.tasks:

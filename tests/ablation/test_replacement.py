@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from helpers import planted_model, randomize, save
-from test_sweep import CONFIGS, constant_of_head
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from helpers import ARCHITECTURES, planted_model, randomize, save
+from test_sweep import constant_of_head
+from transformers import AutoModelForCausalLM
 
 from mechrl.ablation import Ablation, reference
 from mechrl.ablation.replacement import LEAST, NOTHING, Replacement, Replacements, mean_table, others
@@ -15,10 +15,10 @@ from mechrl.models import load_model
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, generate, join
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def architecture(request, tmp_path_factory):
     """(name, folder, model) of a randomly initialised model whose biases are not zero."""
-    folder = save(randomize(CONFIGS[request.param]()), tmp_path_factory.mktemp(request.param))
+    folder = save(randomize(ARCHITECTURES[request.param]()), tmp_path_factory.mktemp(request.param))
     return request.param, folder, load_model(str(folder), device="cpu")
 
 
@@ -167,7 +167,7 @@ def keep(seen, name):
 
 def test_direct_effects_equal_a_computation_by_hand(tmp_path):
     """GPT-2 in plain Hugging Face modules: z W_O through the final norm with its scale kept, times W_U."""
-    folder = save(randomize(CONFIGS["gpt2"]()), tmp_path)
+    folder = save(randomize(ARCHITECTURES["gpt2"]()), tmp_path)
     model = load_model(str(folder), device="cpu")
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
     prompts = generate(TASKS["ioi"], model.vocabulary, 3, TRAIN)
@@ -228,10 +228,7 @@ def test_with_several_answers_the_direct_effect_is_the_slope_of_the_logit_differ
         assert abs(moved - direct) < 0.3 * abs(direct) + 0.05, "up to what the MLP of its layer and the norm do"
 
 
-def test_a_norm_after_attention_has_no_direct_effect(tmp_path):
-    config = Gemma2Config(
-        vocab_size=1106, max_position_embeddings=64, num_key_value_heads=2, head_dim=8, num_hidden_layers=2,
-        num_attention_heads=4, hidden_size=32, intermediate_size=64,
-    )  # fmt: skip
-    model = load_model(str(save(randomize(Gemma2ForCausalLM(config)), tmp_path)), device="cpu")
-    assert Sweep(model).direct(generate(TASKS["ioi"], model.vocabulary, 3, TRAIN), NOTHING) is None
+def test_where_a_norm_follows_attention_there_is_no_direct_effect(architecture):
+    name, _, model = architecture
+    found = Sweep(model).direct(generate(TASKS["ioi"], model.vocabulary, 3, TRAIN), NOTHING)
+    assert (found is None) == (name == "gemma2")
