@@ -79,6 +79,7 @@ def table_cache(
         "/": {
             "model": "by hand", "model_sha256": "0" * 64, "tokenizer_sha256": "0" * 64, "n_layers": n_layers,
             "n_heads": n_heads, "ablation": "zero", "weight_processing": "none", "prepend_bos": True,
+            "d_model": 16, "parallel_attn_mlp": False,
             "dtype": "float32", "batch_size": batch_size, "seed": 0, "complete": True, "self_check_error": 0.0,
             "control_source": "prose",
             "task_order": json.dumps(list(damage)),

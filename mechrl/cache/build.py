@@ -354,6 +354,8 @@ def _root_attributes(model: Model, settings: BuildSettings) -> dict[str, Any]:
         "tokenizer_sha256": model.tokenizer_sha256,
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,
+        "d_model": int(model.bridge.cfg.d_model),
+        "parallel_attn_mlp": bool(getattr(model.bridge.cfg, "parallel_attn_mlp", False)),
         "ablation": settings.ablation,
         "weight_processing": model.weight_processing,
         "prepend_bos": model.vocabulary.bos is not None,

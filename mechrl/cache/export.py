@@ -13,7 +13,6 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -53,8 +52,6 @@ def export(
     kind: str,
     tasks: Sequence[str] = (),
     n: int | None = None,
-    d_model: int | None = None,
-    parallel_attn_mlp: bool = False,
 ) -> bytes:
     """The file of one format.
 
@@ -62,31 +59,23 @@ def export(
     :param tasks: csv and parquet: which ones, by default all; otherwise exactly one.
     :param n: only so many heads, those with the largest score; not for the graphs, which have all heads. By default
         all, and 10 for transformer-lens.
-    :param d_model: for eap-ig, the width of the model.
-    :param parallel_attn_mlp: for the graphs, whether attention and MLP of a block read the same residual stream.
-    :raises UsageError: no such format or task, or a setting that the format has no use for or lacks.
+    :raises UsageError: no such format or task, a number of heads for a format that has all, or a cache that does not
+        say how the model is wired.
     """
     if kind not in FORMATS:
         raise unknown_name("format", kind, list(FORMATS))
     if n is not None and kind in GRAPHS:
         raise UsageError(f"--n does not go with --format {kind}, whose graph has a place for every head")
-    if parallel_attn_mlp and kind not in GRAPHS:
-        raise UsageError(f"--parallel-attn-mlp goes with --format {' or '.join(GRAPHS)}, not with {kind}")
-    if d_model is not None and kind != "eap-ig":
-        raise UsageError(f"--d-model goes with --format eap-ig, not with {kind}")
     if kind in TABLES:
         rows = table(cache, tasks or cache.tasks, n)
         return csv_text(rows).encode() if kind == "csv" else parquet_bytes(cache, rows)
     if len(tasks) != 1:
         raise UsageError(f"--format {kind} is of one task: give --task with one of {', '.join(cache.tasks)}")
     if kind == "auto-circuit":
-        return torch_bytes(prune_scores(cache, tasks[0], parallel_attn_mlp))
+        return torch_bytes(prune_scores(cache, tasks[0]))
     if kind == "transformer-lens":
         return snippet(cache, tasks[0], n or SNIPPET_HEADS).encode()
-    if kind == "eap-ig":
-        found = eap_ig_graph(cache, tasks[0], d_model or _known_width(cache), parallel_attn_mlp)
-    else:
-        found = head_list(cache, tasks[0], n)
+    found = eap_ig_graph(cache, tasks[0]) if kind == "eap-ig" else head_list(cache, tasks[0], n)
     return (json.dumps(found, indent=None if kind == "eap-ig" else 1, allow_nan=False) + "\n").encode()
 
 
@@ -140,15 +129,12 @@ def head_list(cache: Cache, task: str, n: int | None = None) -> dict[str, Any]:
     return {**header(cache), "task": task, "interval": LEVEL[1] - LEVEL[0], "heads": heads}
 
 
-def eap_ig_graph(cache: Cache, task: str, d_model: int, parallel_attn_mlp: bool = False) -> dict[str, Any]:
+def eap_ig_graph(cache: Cache, task: str) -> dict[str, Any]:
     """A graph that `Graph.from_json` of EAP-IG reads: `cfg`, `nodes`, `edges`, and our header, which it ignores.
 
     The format is that of github.com/hannamw/EAP-IG since its package 2.0 (src/eap/graph.py). Everything is in the
     graph; prune it there. Heads have node scores. `input` and MLPs have none, so that `apply_topn(level="node")`
     keeps them; with `level="edge"` their zeros go first. EAP-IG goes by absolute scores unless told `absolute=False`.
-
-    :param d_model: width of the model, which EAP-IG wants to know.
-    :param parallel_attn_mlp: whether attention and MLP of a block read the same residual stream (Pythia, GPT-J).
     """
     names, scores = ["input"], _source_scores(cache, task).tolist()
     for layer in range(cache.n_layers):
@@ -158,7 +144,7 @@ def eap_ig_graph(cache: Cache, task: str, d_model: int, parallel_attn_mlp: bool 
         for name, score in zip(names, scores, strict=True)
     }
     edges: dict[str, float] = {}
-    for layer, for_attention, for_mlp in _read(cache, parallel_attn_mlp):
+    for layer, for_attention, for_mlp in _read(cache):
         readers = [f"a{layer}.h{head}<{letter}>" for head in range(cache.n_heads) for letter in "qkv"]
         for reads, count in ((readers, for_attention), ([f"m{layer}"], for_mlp)):
             edges |= {f"{names[i]}->{reader}": scores[i] for i in range(count) for reader in reads}
@@ -167,8 +153,8 @@ def eap_ig_graph(cache: Cache, task: str, d_model: int, parallel_attn_mlp: bool 
         "cfg": {
             "n_layers": cache.n_layers,
             "n_heads": cache.n_heads,
-            "parallel_attn_mlp": parallel_attn_mlp,
-            "d_model": d_model,
+            "parallel_attn_mlp": _wiring(cache, "parallel_attn_mlp", bool),
+            "d_model": _wiring(cache, "d_model", int),
         },
         "nodes": {**nodes, "logits": {"in_graph": True}},
         "edges": {name: {"score": score, "in_graph": True} for name, score in edges.items()},
@@ -176,19 +162,17 @@ def eap_ig_graph(cache: Cache, task: str, d_model: int, parallel_attn_mlp: bool 
     }
 
 
-def prune_scores(cache: Cache, task: str, parallel_attn_mlp: bool = False) -> dict[str, np.ndarray]:
+def prune_scores(cache: Cache, task: str) -> dict[str, np.ndarray]:
     """`PruneScores` of AutoCircuit: for each module that reads, the score of each edge into it, float32.
 
     For auto-circuit 1.0 (auto_circuit/types.py, model_utils/transformer_lens_utils.py) and a model made patchable with
     `factorized=True, separate_qkv=True` and no `seq_len`. Sources are the input, then layer by layer the heads and the
     MLP; a module has the sources before it: `blocks.L.hook_q_input` (`k`, `v`) [head, source], `blocks.L.hook_mlp_in`
     [source], and `hook_resid_post` of the last block [source]. AutoCircuit goes by absolute scores.
-
-    :param parallel_attn_mlp: whether attention and MLP of a block read the same residual stream (Pythia, GPT-J).
     """
     scores = _source_scores(cache, task)
     found = {}
-    for layer, for_attention, for_mlp in _read(cache, parallel_attn_mlp):
+    for layer, for_attention, for_mlp in _read(cache):
         for letter in "qkv":
             found[f"blocks.{layer}.hook_{letter}_input"] = np.tile(scores[:for_attention], (cache.n_heads, 1))
         found[f"blocks.{layer}.hook_mlp_in"] = scores[:for_mlp]
@@ -283,21 +267,23 @@ def _source_scores(cache: Cache, task: str) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.float32), scores.ravel()])
 
 
-def _read(cache: Cache, parallel_attn_mlp: bool) -> Iterator[tuple[int, int, int]]:
-    """Of each layer: how many sources its attention reads, and how many its MLP."""
+def _read(cache: Cache) -> Iterator[tuple[int, int, int]]:
+    """Of each layer: how many sources its attention reads, and how many its MLP.
+
+    In models like Pythia and GPT-J both read the same residual stream.
+    """
+    parallel = _wiring(cache, "parallel_attn_mlp", bool)
     for layer in range(cache.n_layers):
         before = 1 + layer * (cache.n_heads + 1)
-        yield layer, before, before + (0 if parallel_attn_mlp else cache.n_heads)
+        yield layer, before, before + (0 if parallel else cache.n_heads)
 
 
-def _known_width(cache: Cache) -> int:
-    """The width of `mini`; of other models a cache does not know it.
+def _wiring(cache: Cache, name: str, kind: type) -> Any:
+    """What the cache says of its model.
 
-    :raises UsageError: it is another model.
+    :raises UsageError: it does not say that, being from elsewhere or from an earlier mechrl.
     """
-    if cache.attributes["model"] != "mini":
-        raise UsageError(
-            f"--format eap-ig needs --d-model, the width of {cache.attributes['model']!r}, which the cache does not "
-            "hold: n_embd or hidden_size in the model's config.json, 768 for GPT-2 small"
-        )
-    return json.loads((files("mechrl") / "mini" / "config.json").read_text())["n_embd"]
+    value = cache.attributes.get(name)
+    if not isinstance(value, kind):
+        raise UsageError(f"{cache.path} does not say the model's {name}, which this format needs; build it again")
+    return value

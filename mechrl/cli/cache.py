@@ -316,14 +316,8 @@ def _shortened(text: str, most: int = 90) -> str:
 @click.option(
     "--n", "-n", type=click.IntRange(1), help="How many heads, by score.  [default: all; transformer-lens: 10]"
 )
-@click.option("--d-model", type=click.IntRange(1), help="For eap-ig: the width of the model.  [default: mini's]")
-@click.option(
-    "--parallel-attn-mlp",
-    is_flag=True,
-    help="For eap-ig and auto-circuit: attention and MLP of a block read the same stream (Pythia, GPT-J).",
-)
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Where to.  [default for text: stdout]")
-def export(path, kind, tasks, n, d_model, parallel_attn_mlp, out):
+def export(path, kind, tasks, n, out):
     """Hand the scores of heads over to other tools.
 
     csv, parquet: a row for every task and head. heads-json: one task, with what the numbers are of. eap-ig: a graph
@@ -339,7 +333,7 @@ def export(path, kind, tasks, n, d_model, parallel_attn_mlp, out):
         raise click.UsageError(f"--format {kind} is no text: name a file with --out")
     if out is not None and out.resolve() in (path.resolve(), manifest_path(path).resolve()):
         raise click.UsageError(f"--out {out} would overwrite the cache or its manifest")
-    data = export_cache(Cache.open(path), kind, tasks, n, d_model, parallel_attn_mlp)
+    data = export_cache(Cache.open(path), kind, tasks, n)
     if out is None:
         return click.echo(data.decode(), nl=False)
     check_writable(out)

@@ -118,7 +118,7 @@ def read_eap_ig(text):
 
 @pytest.mark.parametrize(("parallel", "n_edges"), [(False, 46), (True, 42)])
 def test_eap_ig_reads_a_graph_in_which_edges_carry_the_score_of_the_head_they_leave(cache, parallel, n_edges):
-    text = export(cache, "eap-ig", ["ioi"], d_model=16, parallel_attn_mlp=parallel)
+    text = export(with_attributes(cache, parallel_attn_mlp=parallel), "eap-ig", ["ioi"])
     cfg, nodes, edges = read_eap_ig(text)
     assert cfg == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": parallel, "d_model": 16}
     assert nodes == {"a0.h0": 0.5, "a0.h1": 3.75, "a1.h0": -2.0, "a1.h1": -1.0}
@@ -132,12 +132,12 @@ def test_eap_ig_reads_a_graph_in_which_edges_carry_the_score_of_the_head_they_le
     assert json.loads(text)["mechrl"]["task"] == "ioi"
 
 
-def test_eap_ig_knows_the_width_of_mini_and_asks_for_that_of_others(cache, small_cache):
+def test_eap_ig_takes_the_width_from_the_cache(cache, small_cache):
     cfg, nodes, _ = read_eap_ig(export(small_cache, "eap-ig", ["ioi"]))
     assert cfg["d_model"] == 128
     assert len(nodes) == 48
-    with pytest.raises(UsageError, match="needs --d-model, the width of 'by hand'"):
-        export(cache, "eap-ig", ["ioi"])
+    with pytest.raises(UsageError, match="does not say the model's d_model, which this format needs; build it again"):
+        export(with_attributes(cache, d_model="wide"), "eap-ig", ["ioi"])
 
 
 def auto_circuit_edges(n_layers, n_heads, parallel):
@@ -171,7 +171,7 @@ def auto_circuit_edges(n_layers, n_heads, parallel):
 def test_auto_circuit_loads_prune_scores_in_which_edges_carry_the_score_of_their_source(
     cache, parallel, mlp_0, n_edges
 ):
-    data = export(cache, "auto-circuit", ["ioi"], parallel_attn_mlp=parallel)
+    data = export(with_attributes(cache, parallel_attn_mlp=parallel), "auto-circuit", ["ioi"])
     scores = torch.load(io.BytesIO(data), weights_only=True)
     edges, shapes = auto_circuit_edges(2, 2, parallel)
     assert {name: tuple(tensor.shape) for name, tensor in scores.items()} == shapes
@@ -264,9 +264,8 @@ def test_the_snippet_has_ten_heads_unless_told_otherwise_and_is_for_zero_ablatio
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_command_writes_a_file_or_to_stdout(call, cache, tmp_path, kind):
     one_task = () if kind in ("csv", "parquet") else ("--task", "ioi")
-    width = ("--d-model", 8) if kind == "eap-ig" else ()
-    arguments = ("export", cache.path, "--format", kind, *one_task, *width)
-    wanted = export(cache, kind, one_task[1:], d_model=8 if width else None)
+    arguments = ("export", cache.path, "--format", kind, *one_task)
+    wanted = export(cache, kind, one_task[1:])
     assert call(cache_command, *arguments, "-o", tmp_path / "new" / "out") == (
         0, f"{tmp_path / 'new' / 'out'} written\n", ""
     )  # fmt: skip
@@ -303,10 +302,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(call, cache, tmp_path,
         ([], 2, "--format"),
         (["--format", "heads-json"], 2, "--format heads-json is of one task: give --task with one of ioi, docstring"),
         (["--format", "auto-circuit", "--task", "ioi,docstring", "-o", "x.pt"], 2, "is of one task"),
-        (["--format", "eap-ig", "--task", "ioi"], 2, "needs --d-model"),
-        (["--format", "eap-ig", "--task", "ioi", "--n", "3", "--d-model", "8"], 2, "--n does not go with"),
-        (["--format", "csv", "--d-model", "8"], 2, "--d-model goes with --format eap-ig"),
-        (["--format", "csv", "--parallel-attn-mlp"], 2, "--parallel-attn-mlp goes with"),
+        (["--format", "eap-ig", "--task", "ioi", "--n", "3"], 2, "--n does not go with"),
         (["--format", "csv", "--n", "0"], 2, "0"),
         (["--format", "csv", "-o", "CACHE"], 2, "would overwrite the cache"),
         (["--format", "csv", "-o", "CACHE.json"], 2, "would overwrite the cache or its manifest"),
@@ -337,7 +333,7 @@ from mechrl.cache.reader import Cache
 cache = Cache.open({str(cache.path)!r})
 for kind in {FORMATS!r}:
     if kind != "auto-circuit":
-        export(cache, kind, ["ioi"], d_model=8 if kind == "eap-ig" else None)
+        export(cache, kind, ["ioi"])
 before = "torch" in sys.modules
 export(cache, "auto-circuit", ["ioi"])
 print(before, *("torch" in sys.modules, "transformers" in sys.modules, "transformer_lens" in sys.modules))
