@@ -366,6 +366,7 @@ def _root_attributes(model: Model, settings: BuildSettings) -> dict[str, Any]:
         "control_source": settings.control_source,
         "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
         "task_order": json.dumps(list(settings.names)),
+        "task_files": json.dumps({file.name: file.sha256 for file in settings.files}),
     }
 
 

@@ -8,7 +8,7 @@ from mechrl.ablation.sweep import Sweep
 from mechrl.models import Model
 from mechrl.tasks import Prompts, TaskFile, Vocabulary
 from mechrl.tasks.base import tokenize
-from mechrl.tasks.files import check_file
+from mechrl.tasks.files import arrange, check_file, fitting_batch_size
 
 ROWS = 32  # at a time
 
@@ -53,9 +53,11 @@ class TaskCheck:
 def check_task(model: Model, file: TaskFile, n_worst: int = 5) -> TaskCheck:
     """Run the intact model once on every prompt of a file.
 
-    :raises UsageError: the file does not fit the tokenizer or the model's context; the message names every line.
+    :raises UsageError: the file does not fit the tokenizer or the model's context (the message names every line), or
+        has too few prompts for a build.
     """
     check_file(file, model.vocabulary, model.n_ctx)
+    arrange(file, model.vocabulary, fitting_batch_size([file]))  # whether a build would take it
     prompts = tokenize(file.name, file.examples, model.vocabulary, 0)
     measures, said = clean_measures(model, prompts)
     logit_diff = measures["logit_diff"]

@@ -4,6 +4,7 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = (2.5, 97.5)
+LEAST_GROUPS = 8  # with fewer, resampling groups says little, and with one nothing
 
 
 def bootstrap_means(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -79,13 +79,18 @@ def join_parts(parts: Sequence[Part]) -> Content:
                 )
     found: list[tuple[Piece, int, Part]] = []
     attributes: dict[str, Mapping[str, Any]] = {}
+    totals = json.loads(root["shard"])["rows"]
     for part in parts:
+        if json.loads(part.root["shard"])["rows"] != totals:
+            raise FileError(f"the parts belong to different builds: {part.path} has other numbers of prompts")
+        for place, values in part.attributes.items():
+            if place != "/" and attributes.setdefault(place, values) != values:
+                raise FileError(f"the parts belong to different builds: {part.path} says other things of {place}")
         taken: dict[str, int] = {}
         for piece in part.pieces:
             start = taken.get(piece.name, 0)
             taken[piece.name] = start + piece.rows
             found.append((piece, start, part))
-        attributes |= {group: values for group, values in part.attributes.items() if group != "/"}
     found.sort(key=lambda item: item[0][:2])
     for (one, *_), (other, *_) in itertools.pairwise(found):
         if one.name == other.name and one.first_row + one.rows > other.first_row:
@@ -103,7 +108,6 @@ def join_parts(parts: Sequence[Part]) -> Content:
                     for piece, start, part in of_name
                 ]
                 arrays[path] = Column(dtype, (sum(piece.rows for piece, *_ in of_name), *shape[1:]), rows)
-    totals = json.loads(root["shard"])["rows"]
     root["shard"] = json.dumps({"pieces": [piece for piece, *_ in found], "rows": totals})
     root["self_check_error"] = max(part.root["self_check_error"] for part in parts)
     root["effective_batch"] = min(part.root["effective_batch"] for part in parts)

@@ -53,7 +53,7 @@ class Cache:
     def build(
         cls,
         model: str = "mini",
-        tasks: Sequence[str | Path] = ("induction", "ioi", "docstring"),
+        tasks: str | Path | Sequence[str | Path] = ("induction", "ioi", "docstring"),
         *,
         out: str | Path,
         control_text: str | Path | None = None,
@@ -61,7 +61,7 @@ class Cache:
         device: str = "auto",
         **settings: Any,
     ) -> "Cache":
-        """Ablate every head on every prompt, write the cache to `out`, and open it. As `mechrl-cache build`.
+        """Ablate every head on every prompt, write the cache to `out`, and open it.
 
         :param model: `mini`, a folder, or a name on the hub.
         :param tasks: names of built-in tasks, and paths of .jsonl or .csv files with tasks of your own.
@@ -77,8 +77,10 @@ class Cache:
         from mechrl.tasks.control import read_control
         from mechrl.tasks.files import fitting_batch_size, read_task_file
 
-        own = tuple(read_task_file(task, taken=sorted(TASKS)) for task in tasks if isinstance(task, Path))
-        names = tuple(task for task in tasks if isinstance(task, str))
+        tasks = [tasks] if isinstance(tasks, str | Path) else tasks
+        paths = [Path(task) for task in tasks if str(task).endswith((".jsonl", ".csv"))]
+        own = tuple(read_task_file(path, taken=sorted(TASKS)) for path in paths)
+        names = tuple(str(task) for task in tasks if not str(task).endswith((".jsonl", ".csv")))
         source, text = read_control(None if control_text is None else Path(control_text), generated=model == "mini")
         settings = {"batch_size": fitting_batch_size(own), **settings}
         wanted = BuildSettings(tasks=names, files=own, control_source=source, **settings)

@@ -74,6 +74,8 @@ def build(
     """Ablate every head on every prompt and store the damage."""
     if workers and scheduler:
         raise click.UsageError("--workers starts processes here and --scheduler names a cluster: give one of them")
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise click.UsageError("--ablation needs one or more kinds, each once")
     if out is not None and len(kinds) > 1:
         raise click.UsageError(f"--out names one file and --ablation {','.join(kinds)} makes {len(kinds)}")
     if as_json and len(kinds) > 1:
@@ -98,7 +100,7 @@ def build(
     if batch_size is None:
         batch_size = fitting_batch_size(own)
         if batch_size < LARGEST_BATCH:
-            app.say(f"batches of {batch_size}, because a task file has {min(map(len, own))} prompts")
+            app.say(f"batches of {batch_size}, for all tasks, because that is what a task file has prompts for")
     if batches is None:
         batches = 16 if model == "mini" else 64
     if control_batches is None:
@@ -106,8 +108,6 @@ def build(
     if out is not None:
         check_writable(out)
     find_folder(model, revision)
-    if out is not None and out.exists():
-        app.say(f"{out} is there already and will be replaced")
     source, text = read_control(control_text, generated=model == "mini")
     every = [
         BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, kind, seed, dtype, tf32, own)
@@ -124,6 +124,8 @@ def build(
                 name = cache_name(model, loaded.sha256, settings.ablation).removesuffix(".h5")
                 path = Path("cache") / (name + part + ".h5")
                 check_writable(path)
+            if path.exists():
+                app.say(f"{path} is there already and will be replaced")
             where = scheduler or (f"{workers} workers" if workers else loaded.device)
             app.say(
                 f"{loaded.n_layers} layers × {loaded.n_heads} heads on {where}, "
@@ -154,6 +156,7 @@ def check(path, model, revision, device, threads, as_json):
 
     file = read_task_file(path, taken=sorted(TASKS))
     from mechrl.cache.check import check_task
+    from mechrl.cache.intervals import LEAST_GROUPS
     from mechrl.models import load_model
     from mechrl.tasks.files import fitting_batch_size
 
@@ -178,6 +181,8 @@ def check(path, model, revision, device, threads, as_json):
         ["line", "logit diff", "says", "prompt"],
         [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in found.worst],
     )
+    if found.groups < LEAST_GROUPS:
+        app.warn(f"{found.groups} groups are too few for error bars: verify confirms nothing below {LEAST_GROUPS}")
     if found.logit_diff <= 0:
         app.warn(f"{model} does not do {found.task}: damage on this task would mean little")
 
@@ -333,6 +338,8 @@ def export(path, kind, tasks, n, out):
         raise click.UsageError(f"--format {kind} is no text: name a file with --out")
     if out is not None and out.resolve() in (path.resolve(), manifest_path(path).resolve()):
         raise click.UsageError(f"--out {out} would overwrite the cache or its manifest")
+    if out is not None and out.is_file() and out.read_bytes()[:8] == b"\x89HDF\r\n\x1a\n":
+        raise click.UsageError(f"--out {out} would overwrite another cache")
     data = export_cache(Cache.open(path), kind, tasks, n)
     if out is None:
         return click.echo(data.decode(), nl=False)

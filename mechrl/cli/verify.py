@@ -48,11 +48,15 @@ def verify(
     if not path.is_file() and not app.unfinished(path):
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build makes one, --cache names another")
     cache = Cache.open(path)
+    from mechrl.errors import unknown_name
     from mechrl.tasks import read_task_file
 
     fresh_files = {file.name: file for file in map(read_task_file, files)}
+    if len(fresh_files) < len(files):
+        raise click.UsageError("--fresh: two files of one name")
     for name in fresh_files:
-        cache.check_task(name)
+        if name not in [*note.tasks, *note.hold_out]:
+            raise unknown_name("task", name, [*note.tasks, *note.hold_out])
     from mechrl.models import load_model
     from mechrl.verify.replay import check_fits
     from mechrl.verify.replay import verify as replay
@@ -120,6 +124,8 @@ def _print(result, as_json: bool) -> None:
                 f"{r.task} was built from a file and has no fresh prompts: its evaluation prompts, on which the heads "
                 "were picked, stand in for them; --fresh FILE gives others"
             )
+        elif r.fresh_from != "generator":
+            app.say(f"{r.task}: the fresh prompts are those of {r.fresh_from}")
     click.echo(
         f"cache and model {'agree' if result.replayed else 'DISAGREE'} within {result.tolerance:g} nats "
         f"(control: {result.control_difference:.1e})"
@@ -129,7 +135,7 @@ def _print(result, as_json: bool) -> None:
     else:
         click.echo(
             "NOT CONFIRMED: "
-            + ("a head picked on a trained task has a fresh interval that reaches zero" if result.replayed else "")
+            + ("a head picked on a trained task was not confirmed on fresh prompts" if result.replayed else "")
             + ("" if result.replayed else "the numbers of the cache are not those of the model")
         )
 

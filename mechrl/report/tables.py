@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mechrl.agents.protocol import Evaluation
+from mechrl.cache.intervals import LEAST_GROUPS
 from mechrl.verify.replay import TaskResult
 
 
@@ -46,7 +47,13 @@ def verification_rows(result: TaskResult) -> tuple[list[str], list[list[Any]]]:
             f"{h.difference:.1e}",
             f"{h.fresh:.3f} ({h.fresh_low:.3f} to {h.fresh_high:.3f})",
             h.rank,
-            "confirmed" if h.confirmed else "reaches zero" if h.fresh_low <= 0 else "DIFFERS",
+            "confirmed"
+            if h.confirmed
+            else "reaches zero"
+            if h.fresh_low <= 0
+            else "too few groups"
+            if result.fresh_groups < LEAST_GROUPS
+            else "DIFFERS",
         ]
         for h in result.heads
     ]

@@ -102,18 +102,21 @@ def check_file(file: TaskFile, vocabulary: Vocabulary, n_ctx: int) -> None:
     """Whether a tokenizer takes a task file's prompts and answers as intended.
 
     :param n_ctx: the longest sequence that the model takes, in tokens.
-    :raises UsageError: an answer is not a single token, is a wrong one too, a prompt is too long, or a corrupted prompt
-        has another length; the message names every line.
+    :raises UsageError: an answer is not a single token, or the same token as another or as a wrong one; a prompt is too
+        long, or a corrupted prompt has another length. The message names every line.
     """
     problems: list[tuple[int, str]] = []
     for line, example in zip(file.lines, file.examples, strict=True):
         row = vocabulary.encode(str(example.context))
+        ids: dict[int, str] = {}
         if len(row) > n_ctx:
             problems.append((line, f"the prompt has {len(row)} tokens and the model takes {n_ctx}"))
         for kind, words in (("answer", example.answers), ("wrong", example.wrongs)):
             for word in map(str, words):
                 if (split := _pieces(vocabulary, str(example.context), row, word)) is not None:
                     problems.append((line, f"the {kind} {word!r} is not a single token after the prompt: {split}"))
+                elif ids.setdefault(token := vocabulary.encode(f"{example.context}{word}")[-1], word) != word:
+                    problems.append((line, f"{ids[token]!r} and {word!r} are the same token"))
         if example.corrupted is not None:
             n = len(vocabulary.encode(str(example.corrupted)))
             if n != len(row):
@@ -133,9 +136,11 @@ def arrange(file: TaskFile, vocabulary: Vocabulary, batch_size: int) -> Prompts:
     train, evaluation = _divide(prompts.group, file.split, batch_size)
     whole = [rows[: len(rows) // batch_size * batch_size] for rows in (train, evaluation)]
     if len(whole[0]) < batch_size or len(whole[1]) < 2 * batch_size:
+        fitting = fitting_batch_size([file])
         raise UsageError(
             f"{file.path}: {len(train)} prompts for training and {len(evaluation)} for evaluation do not make one and "
-            f"two batches of {batch_size}: write more prompts, or use --batch-size {fitting_batch_size([file])}"
+            f"two batches of {batch_size}: write more prompts"
+            + (f", or use --batch-size {fitting}" if fitting < batch_size else "")
         )
     rows = np.concatenate(whole)
     split = np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [len(part) for part in whole])
@@ -175,34 +180,59 @@ def _jsonl(data: bytes, problems: list[tuple[int, str]]) -> Iterator[tuple[int, 
     for line, text in _lines(data, problems):
         if text.strip():
             try:
-                yield line, json.loads(text)
+                yield line, json.loads(text, object_pairs_hook=_once_each)
             except (ValueError, RecursionError) as error:
                 problems.append((line, f"not JSON ({error})"))
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the field {twice[0]!r} twice")
+    return {name: value for name, value in pairs if value is not None or name in REQUIRED}
 
 
 def _csv(data: bytes, problems: list[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
     texts = [text for _, text in _lines(data, problems)]
     if problems:
         return
-    reader = csv.DictReader(texts, strict=True)
+    blank = next((i for i, text in enumerate(texts) if text.strip()), 0)  # lines before the header
+    reader = csv.DictReader(texts[blank:], strict=True)
+    line = blank + 1  # where the row begins that is read next
     try:
+        header = reader.fieldnames or ()
+        if twice := sorted({name for name in header if list(header).count(name) > 1}):
+            problems.append((line, f"the column {twice[0]!r} twice"))
+            return
+        line = blank + reader.line_num + 1
         for row in reader:
             if None in row or None in row.values():
-                problems.append(
-                    (reader.line_num, f"not as many cells as the header, which has {len(row) - (None in row)}")
-                )
+                problems.append((line, f"not as many cells as the header, which has {len(header)}"))
+                line = blank + reader.line_num + 1
                 continue
             record: dict[str, Any] = {key: cell for key, cell in row.items() if cell or key in REQUIRED}
-            for key in ("answer", "wrong"):
-                if str(record.get(key, "")).lstrip().startswith("["):
-                    with contextlib.suppress(ValueError):  # else it is a text that begins with a bracket
-                        record[key] = json.loads(record[key])
-            yield reader.line_num, record
+            for key in {"answer", "wrong"} & record.keys():
+                record[key] = _list_in_cell(record[key])
+            yield line, record
+            line = blank + reader.line_num + 1
     except csv.Error as error:
-        problems.append((reader.line_num, f"not CSV ({error})"))
+        problems.append((line, f"not CSV ({error})"))
+
+
+def _list_in_cell(cell: Any) -> Any:
+    """A cell that holds a JSON list of texts as that list; any other as it is."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(cell)
+            if all(isinstance(word, str) for word in found):
+                return found
+    return cell
 
 
 def _lines(data: bytes, problems: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        problems.append((1, "UTF-16 text; save the file as UTF-8"))
+        return
     for line, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True), 1):
         try:
             yield line, raw.decode("utf-8")
@@ -214,6 +244,10 @@ def _problems(record: Any) -> list[str]:
     """What is wrong with the form of a line."""
     if not isinstance(record, dict):
         return [f"not an object with {', '.join(REQUIRED)}"]
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return ["not Unicode text: half of a surrogate pair"]
     found = [f"no {name!r}" for name in REQUIRED if name not in record]
     for name, value in record.items():
         if name not in REQUIRED + OPTIONAL:
@@ -225,7 +259,7 @@ def _problems(record: Any) -> list[str]:
                 found.append(f"{name!r} is neither a text nor a list of texts")
         elif name == "group":
             if not isinstance(value, str | int):
-                found.append("'group' is neither a text nor a number")
+                found.append("'group' is neither a text nor a whole number")
         elif not isinstance(value, str) or not value:
             found.append(f"{name!r} is not a text")
         elif name == "split" and value not in SPLITS:
@@ -233,6 +267,9 @@ def _problems(record: Any) -> list[str]:
     if not found:
         if both := set(_texts(record["answer"])) & set(_texts(record["wrong"])):
             found.append(f"{min(both)!r} is an answer and a wrong one")
+        for name in ("answer", "wrong"):
+            words = _texts(record[name])
+            found += [f"{word!r} is in {name!r} twice" for word in sorted({w for w in words if words.count(w) > 1})]
         if record.get("corrupted") == record["prompt"]:
             found.append("the corrupted prompt is the prompt itself")
     return found

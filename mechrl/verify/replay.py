@@ -14,7 +14,7 @@ from mechrl.agents.methods import policy_method
 from mechrl.agents.ppo import PlanningPolicy
 from mechrl.agents.protocol import Evaluation, evaluate
 from mechrl.cache.format import FROM_FILE
-from mechrl.cache.intervals import bootstrap_means, interval
+from mechrl.cache.intervals import LEAST_GROUPS, bootstrap_means, interval
 from mechrl.cache.reader import Cache
 from mechrl.errors import FileError, UsageError
 from mechrl.models import Model
@@ -58,6 +58,7 @@ class TaskResult:
     :param spot_difference: the largest difference between cache and model over all heads, on a few prompts.
     :param fresh_from: where the fresh prompts come from: the task's generator, a file, or the cache's own evaluation
         prompts, which stand in for them where a task has neither.
+    :param fresh_groups: how many groups they form; with fewer than 8 nothing is confirmed.
     """
 
     task: str
@@ -66,6 +67,7 @@ class TaskResult:
     heads: list[HeadResult]
     spot_difference: float
     fresh_from: str
+    fresh_groups: int
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ def verify(
             fresh = fresh_prompts(model, cache, task, fresh_batches * cache.batch_size, seed)
             fresh_from = "generator"
         other_fresh = replacements.of_task(task, join([prompts[train], fresh]))[int(train.sum()) :]
+        groups = len(np.unique(fresh.group))
         order = np.argsort(-cache.scores(task, EVALUATION, weight), kind="stable")
         heads = []
         clean = live_logit_diff(model, cache, prompts[old])
@@ -269,10 +272,10 @@ def verify(
                     fresh_low=float(low[0]),
                     fresh_high=float(high[0]),
                     rank=int(np.flatnonzero(order == site)[0]) + 1,
-                    confirmed=bool(difference <= tolerance and low[0] > 0),
+                    confirmed=bool(difference <= tolerance and low[0] > 0 and groups >= LEAST_GROUPS),
                 )
             )
-        results.append(TaskResult(task, task in note.tasks, evaluation, heads, spot, fresh_from))
+        results.append(TaskResult(task, task in note.tasks, evaluation, heads, spot, fresh_from, groups))
     return Verification(results, control_difference, tolerance)
 
 

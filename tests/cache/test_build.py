@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import top_heads
 from mechrl.errors import FileError, MachineError, UsageError
-from mechrl.tasks import EVALUATION
+from mechrl.tasks import EVALUATION, read_task_file
 
 TINY = BuildSettings(tasks=("ioi",), batches=6, batch_size=2, control_batches=3)
 
@@ -143,6 +144,30 @@ def test_shards_that_do_not_make_a_cache_are_refused(mini, shards, tmp_path):
     with pytest.raises(UsageError, match="use at most 3 shards"):
         build(mini, TINY, out, shard=(4, 4))
     assert not out.exists()
+
+
+def test_parts_made_from_different_versions_of_a_task_file_are_refused(mini, tmp_path):
+    lines = [
+        {"prompt": f"Mary saw the {a} and the {b} and the", "answer": f" {a}", "wrong": f" {b}"}
+        for a in ("ring", "bone", "book", "ball")
+        for b in ("hat", "key", "cup")
+    ]
+
+    def part(index, lines):
+        (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        file = read_task_file(tmp_path / "own.jsonl")
+        settings = replace(TINY, tasks=(), files=(file,), batch_size=2)
+        return build(mini, settings, tmp_path / f"{index}.h5", shard=(index, 2))
+
+    first, second = part(1, lines), part(2, lines)
+    merge_files(tmp_path / "good.h5", [first, second])
+    assert Cache.open(tmp_path / "good.h5").tasks == ["own"]
+    for other in (lines[::-1], lines[:10]):
+        part(2, other)
+        for parts in ([first, second], [second, first]):
+            with pytest.raises(FileError, match="the parts belong to different builds"):
+                merge_files(tmp_path / "bad.h5", parts)
+    assert not (tmp_path / "bad.h5").exists()
 
 
 @pytest.mark.parametrize(

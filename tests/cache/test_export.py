@@ -305,6 +305,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(call, cache, tmp_path,
         (["--format", "eap-ig", "--task", "ioi", "--n", "3"], 2, "--n does not go with"),
         (["--format", "csv", "--n", "0"], 2, "0"),
         (["--format", "csv", "-o", "CACHE"], 2, "would overwrite the cache"),
+        (["--format", "csv", "-o", "other.h5"], 2, "would overwrite another cache"),
         (["--format", "csv", "-o", "CACHE.json"], 2, "would overwrite the cache or its manifest"),
         (["--format", "csv", "-o", "CACHE/x.csv"], 1, "cannot write"),
         (["--format", "csv", "-o", "."], 2, "name a file"),
@@ -312,6 +313,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(call, cache, tmp_path,
 )
 def test_wrong_usage_gets_one_message_and_writes_nothing(call, cache, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.h5").write_bytes(cache.path.read_bytes())
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     ended, out, err = call(cache_command, "export", cache.path, *(a.replace("CACHE", "t.h5") for a in arguments))
     assert (ended, out) == (code, "")

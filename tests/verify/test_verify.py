@@ -1,5 +1,6 @@
 """Verification on `mini`: what it confirms and what it does not."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.models import load_model
-from mechrl.tasks import EVALUATION
+from mechrl.tasks import EVALUATION, TASKS, as_text, generate, read_task_file
 from mechrl.verify.replay import check_fits, default_tolerance, fresh_prompts, top_heads, verify
 
 
@@ -121,6 +122,36 @@ def test_an_ablation_that_mechrl_does_not_know_is_refused(mini, small_cache, tmp
     write_content(tmp_path / "new.h5", Content(content.arrays, attributes))
     with pytest.raises(FileError, match="knows no ablation 'optimal'"):
         Cache.open(tmp_path / "new.h5").replacements(None)
+
+
+def test_few_groups_confirm_nothing(mini, small_cache, checkpoint, tmp_path):
+    """Resampling one group gives an interval without width; the heads are good, and still not confirmed."""
+    texts = as_text(generate(TASKS["ioi"], mini.vocabulary, 12, EVALUATION, 99), mini.vocabulary)
+    policy, note = load_checkpoint(checkpoint)
+    for n, confirmed in ((1, False), (12, True)):
+        (tmp_path / "ioi.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts[:n]))
+        file = read_task_file(tmp_path / "ioi.jsonl")
+        found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_files={"ioi": file})
+        assert found.tasks[1].fresh_from == str(tmp_path / "ioi.jsonl")
+        assert found.tasks[1].fresh_groups == n
+        assert found.tasks[1].heads[0].fresh_low > 0
+        assert found.tasks[1].heads[0].confirmed == confirmed
+
+
+def test_fresh_files_must_be_of_the_checkpoints_tasks(small_cache, checkpoint, tmp_path, call):
+    line = {"prompt": "Mary saw the ring and the", "answer": " ring", "wrong": " hat"}
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("iou", "ioi"):
+            (tmp_path / folder / f"{name}.jsonl").write_text(json.dumps(line))
+    flags = (checkpoint, "--cache", small_cache.path)
+    code, _, err = call(verify_command, *flags, "--fresh", tmp_path / "a" / "iou.jsonl")
+    assert code == 2
+    assert "Did you mean 'ioi'" in err
+    files = (tmp_path / "a" / "ioi.jsonl", tmp_path / "b" / "ioi.jsonl")
+    code, _, err = call(verify_command, *flags, "--fresh", files[0], "--fresh", files[1])
+    assert code == 2
+    assert "two files of one name" in err
 
 
 def test_heads_without_an_effect_are_not_confirmed(mini, small_cache, checkpoint, monkeypatch):

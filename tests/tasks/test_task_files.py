@@ -58,7 +58,9 @@ def test_jsonl_and_csv_are_the_same_task(tmp_path, vocabulary):
         ({"wrong": " Mary"}, "' Mary' is an answer and a wrong one"),
         ({"anwser": " Mary"}, "unknown field 'anwser'; did you mean 'answer'"),
         ({"split": "test"}, "'split' is 'test', neither train nor evaluation"),
-        ({"group": [1]}, "'group' is neither a text nor a number"),
+        ({"group": [1]}, "'group' is neither a text nor a whole number"),
+        ({"answer": [" Mary", " Mary"]}, "' Mary' is in 'answer' twice"),
+        ({"prompt": "\ud800 Mary"}, "not Unicode text: half of a surrogate pair"),
         ({"corrupted": record(0)["prompt"]}, "the corrupted prompt is the prompt itself"),
         ({"prompt": record(4)["prompt"]}, "the prompt of line 5 again|line 5: the prompt of line 1 again"),
     ],
@@ -111,6 +113,37 @@ def test_mixed_encodings_are_named_by_line_and_byte(tmp_path):
             read_task_file(tmp_path / name)
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + good)
     assert len(read_task_file(tmp_path / "bom.jsonl")) == 1
+
+
+def test_a_field_twice_and_utf_16_are_named(tmp_path):
+    text = json.dumps(record(0))
+    (tmp_path / "t.jsonl").write_text(text[:-1] + ', "answer": " John"}')
+    with pytest.raises(UsageError, match=r"line 1: not JSON .the field 'answer' twice"):
+        read_task_file(tmp_path / "t.jsonl")
+    (tmp_path / "t.csv").write_text("prompt,answer,answer,wrong\na, b, c, d\n")
+    with pytest.raises(UsageError, match="line 1: the column 'answer' twice"):
+        read_task_file(tmp_path / "t.csv")
+    (tmp_path / "t.jsonl").write_bytes(text.encode("utf-16"))
+    with pytest.raises(UsageError, match="one problem\n  line 1: UTF-16 text; save the file as UTF-8"):
+        read_task_file(tmp_path / "t.jsonl")
+
+
+def test_null_is_as_good_as_absent(tmp_path):
+    file = read_task_file(write(tmp_path / "t.jsonl", [record(0, corrupted=None, group=None, split=None)]))
+    assert file.examples[0].corrupted is None
+    assert file.split.tolist() == [-1]
+
+
+def test_csv_lines_are_those_where_a_row_begins(tmp_path):
+    (tmp_path / "t.csv").write_text('\nprompt,answer,wrong\n"two\nlines", was, were\n"x\ny", was\n[1], was, were\n')
+    with pytest.raises(UsageError, match="one problem\n  line 5: not as many cells"):
+        read_task_file(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text('\nprompt,answer,wrong\n"two\nlines",[1], were\n"x\ny", was, were\n')
+    file = read_task_file(tmp_path / "t.csv")
+    assert file.lines == [3, 5]
+    assert file.examples[0].answers == ["[1]"]
+    (tmp_path / "t.csv").write_text("prompt,answer,wrong\nx," + "[" * 100_000 + ", were\n")
+    assert len(read_task_file(tmp_path / "t.csv").examples[0].answers[0]) == 100_000
 
 
 def test_of_many_problems_the_first_are_listed(tmp_path):
