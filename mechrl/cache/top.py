@@ -7,6 +7,7 @@ import numpy as np
 
 from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
+from mechrl.errors import unknown_name
 
 Estimate = tuple[float, float, float]  # mean, and the lower and upper end of its 95 % interval
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # control weights at which ranks are shown
@@ -42,7 +43,7 @@ class TopHead:
 def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_weight: float = 1.0) -> list[TopHead]:
     """The `n` heads with the largest score, damage, or absolute score (`by`: score, damage or abs).
 
-    :raises UsageError: the cache has no such task.
+    :raises UsageError: the cache has no such task, or there is no such order.
     """
     group = cache.prompts(task).group
     damage, control, direct = cache.damage(task), cache.control_damage, cache.direct(task)
@@ -68,7 +69,10 @@ def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_w
     ranks = np.stack([rank(means - weight * control_means) for weight in WEIGHTS], axis=1)
     moved = np.ptp(ranks, axis=1) > cache.n_sites / 10
     general = general_heads(*([of(name).mean(0) for name in cache.tasks] for of in (cache.damage, cache.clean)))
-    key = {"score": score, "damage": means, "abs": np.abs(score)}[by]
+    keys = {"score": score, "damage": means, "abs": np.abs(score)}
+    if by not in keys:
+        raise unknown_name("order", by, list(keys))
+    key = keys[by]
 
     def at(name: str, site: int) -> Estimate | None:
         return tuple(float(column[site]) for column in ends[name]) if name in ends else None  # type: ignore[return-value]

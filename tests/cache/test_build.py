@@ -244,6 +244,8 @@ def test_specificity_ranks_and_marks_by_hand(tmp_path):
     assert top["0.0"].marks == ["general"]
     assert top["0.1"].marks == top["0.3"].marks == []
     assert top["0.0"].direct is None
+    with pytest.raises(UsageError, match=r"unknown order 'damge'. Did you mean 'damage'"):
+        cache.top("a", by="damge")
     two = table_cache(tmp_path / "two.h5", {name: damage[name] for name in "ab"}, control, 4, 5)
     assert top_heads(two, "a", n=2)[1].marks == [], "of two tasks none is general"
     one = table_cache(tmp_path / "one.h5", {"a": damage["a"]}, control, 4, 5)
