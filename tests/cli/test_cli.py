@@ -178,7 +178,7 @@ def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_p
     flags = ("--task", "own.jsonl", "--control-batches", "3")
     code, _, err = call(cache_command, "build", *flags, "--ablation", "mean_task,counterfactual")
     assert code == 0
-    assert "batches of 4, because a task file has 17 prompts" in err
+    assert "batches of 4, for all tasks" in err
     for kind in ("mean_task", "counterfactual"):
         cache = Cache.open(tmp_path / "cache" / f"mini.{kind}.h5")
         assert cache.tasks == ["own"]
