@@ -37,8 +37,10 @@ def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
 
     def call(command, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+        threads = torch.get_num_threads()
         with pytest.raises(SystemExit) as end:
             app.run(command)
+        torch.set_num_threads(threads)  # sums of another number of threads differ in the last bit
         captured = capsys.readouterr()
         return int(end.value.code or 0), captured.out, captured.err
 
