@@ -162,6 +162,11 @@ def test_parts_made_from_different_versions_of_a_task_file_are_refused(mini, tmp
     first, second = part(1, lines), part(2, lines)
     merge_files(tmp_path / "good.h5", [first, second])
     assert Cache.open(tmp_path / "good.h5").tasks == ["own"]
+    content = read_content(second)
+    attributes = {**content.attributes, "/tasks/own": {**content.attributes["/tasks/own"], "source": "elsewhere"}}
+    write_content(tmp_path / "altered.h5", Content(content.arrays, attributes), manifest=False)
+    with pytest.raises(FileError, match="says other things of /tasks/own"):
+        merge_files(tmp_path / "bad.h5", [first, tmp_path / "altered.h5"])
     for other in (lines[::-1], lines[:10]):
         part(2, other)
         for parts in ([first, second], [second, first]):
