@@ -2,15 +2,17 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mechrl.agents.protocol import Evaluation
 from mechrl.cache.intervals import LEAST_GROUPS
-from mechrl.verify.replay import TaskResult
+
+if TYPE_CHECKING:  # they need torch, which a table of a cache does not
+    from mechrl.agents.protocol import Evaluation
+    from mechrl.verify.replay import TaskResult
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
@@ -28,7 +30,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         console.print(f"  {caption}\n", style="dim")
 
 
-def search_rows(evaluations: Sequence[tuple[str, Evaluation]]) -> tuple[list[str], list[list[Any]]]:
+def search_rows(evaluations: "Sequence[tuple[str, Evaluation]]") -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of a table of methods, from (method, evaluation) pairs of one task."""
     summaries = [(name, evaluation.summary()) for name, evaluation in evaluations]
     columns = list(summaries[0][1])
@@ -36,7 +38,7 @@ def search_rows(evaluations: Sequence[tuple[str, Evaluation]]) -> tuple[list[str
     return ["method", *headers], [[name, *(s[c] for c in columns)] for name, s in summaries]
 
 
-def verification_rows(result: TaskResult) -> tuple[list[str], list[list[Any]]]:
+def verification_rows(result: "TaskResult") -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of a task's table of replayed heads."""
     columns = ["head", "cached", "live", "difference", "fresh (95 % interval)", "rank", "verdict"]
     rows = [
