@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,7 +66,7 @@ class Replacements:
         if self.kind is Ablation.MEAN_TASK:
             return self._means(prompts.tokens[train], prompts.length[train])
         if self.kind is Ablation.MEAN_CONTROL:
-            return self.of_control()
+            return self._control_means
         if self.kind is Ablation.RESAMPLE:
             return self._sources(prompts.tokens[others(name, prompts.length, prompts.split, self.seed)])
         if self.kind is Ablation.COUNTERFACTUAL:
@@ -79,13 +80,17 @@ class Replacements:
 
     def of_control(self) -> Replacement:
         """For all control spans."""
-        train = self.span_split == TRAIN
-        length = np.full(len(self.spans), self.spans.shape[1])
         if self.kind in (Ablation.MEAN_TASK, Ablation.MEAN_CONTROL):
-            return self._means(self.spans[train], length[train])
+            return self._control_means
         if self.kind in (Ablation.RESAMPLE, Ablation.COUNTERFACTUAL):
+            length = np.full(len(self.spans), self.spans.shape[1])
             return self._sources(self.spans[others("control", length, self.span_split, self.seed)])
         return self._constant()
+
+    @cached_property
+    def _control_means(self) -> Replacement:
+        spans = self.spans[self.span_split == TRAIN]  # run through the model once, for all tasks
+        return self._means(spans, np.full(len(spans), spans.shape[1]))
 
     def _constant(self) -> Replacement:
         """:raises UsageError: the model's folding moved more than a constant out of its heads."""

@@ -145,7 +145,7 @@ def build(
 @cache.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @app.model
-@click.option("--revision", default="", help="Of a model on the hub: a branch, tag or commit.")
+@app.revision
 @app.device
 @app.threads(None)
 @app.as_json
