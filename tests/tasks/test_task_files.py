@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from mechrl.errors import UsageError
@@ -95,6 +96,14 @@ def test_what_the_tokenizer_takes_otherwise_is_named(tmp_path, vocabulary, chang
     with pytest.raises(UsageError, match=message) as error:
         check_file(read_task_file(write(tmp_path / "t.jsonl", records)), vocabulary, 64)
     assert "one problem\n  line 3: " in str(error.value) or "2 problems\n  line 3: " in str(error.value)
+
+
+def test_two_texts_of_one_token_are_named(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(MINI)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    file = read_task_file(write(tmp_path / "t.jsonl", [{"prompt": "the", "answer": " dog", "wrong": [" cat", " DOG"]}]))
+    with pytest.raises(UsageError, match="line 1: ' dog' and ' DOG' are the same token"):
+        check_file(file, Vocabulary(tokenizer), 64)
 
 
 def test_a_broken_line_among_ten_thousand_is_found(tmp_path):
