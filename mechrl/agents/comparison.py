@@ -1,8 +1,10 @@
 """The agent beside the simplest things it has to beat, on the same evaluation episodes."""
 
 from mechrl.agents.checkpoint import CheckpointNote
-from mechrl.agents.methods import fixed_order, policy_method, random_order, static_order
+from mechrl.agents.orders import random_order, static_order
+from mechrl.agents.policy_search import policy_search
 from mechrl.agents.ppo import PlanningPolicy
+from mechrl.agents.problem import Problem
 from mechrl.agents.protocol import Evaluation, evaluate
 from mechrl.cache.reader import Cache
 
@@ -15,17 +17,19 @@ def compare(cache: Cache, policy: PlanningPolicy, note: CheckpointNote) -> dict[
     """
     results = {}
     for task in [*note.tasks, *note.hold_out]:
+        problem = Problem(
+            cache, task, tuple(other for other in note.tasks if other != task), control_weight=note.control_weight
+        )
 
-        def run(method, signalled=False, task=task):
-            return evaluate(cache, task, method, note.picks, note.tasks, signalled, note.control_weight)
+        def run(search, task=task):
+            return evaluate(cache, task, search, note.picks, control_weight=note.control_weight, seed=note.seed)
 
         rows = []
         if task in note.tasks:
-            rows.append(("agent", run(policy_method(policy, note.plan_k), True)))
-        rows.append(("agent, no task signal", run(policy_method(policy, note.plan_k))))
-        rows.append(("random", run(random_order(note.seed))))
-        others = [other for other in note.tasks if other != task]
-        if others:
-            rows.append(("static order", run(fixed_order(static_order(cache, others, note.control_weight)))))
+            rows.append(("agent", run(policy_search(policy, note.tasks, task, note.plan_k))))
+        rows.append(("agent, no task signal", run(policy_search(policy, note.tasks, None, note.plan_k))))
+        rows.append(("random", run(random_order(problem))))
+        if problem.train:
+            rows.append(("static order", run(static_order(problem))))
         results[task] = rows
     return results

@@ -1,58 +1,57 @@
-"""Methods of search: each chooses the next head of every episode, from what the episodes show.
+"""The methods of search, as records in one list; docs/protocol.md says how they are compared.
 
-A method is called once per pick with the episodes in progress and returns candidates, int64 [episode, k], best guess
-first. With k = 1 the candidate is the pick; with more, all are looked at, each look is charged, and the best is picked.
+A method is prepared once for a held-out family, from what a `Problem` may tell it, and then searches episode after
+episode. To add one, append a record to `METHODS`, or give `mechrl bench --plugin` a file that does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from mechrl.agents import few_prompts, orders, prior, regression
+from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Problem, Start
 
-from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
-from mechrl.tasks import TRAIN
-
-Method = Callable[[Episodes], np.ndarray]
+Prepare = Callable[[Problem], Start | None]  # None: not for this problem
 
 
-def random_order(seed: int) -> Method:
-    """Every head that is left is equally likely."""
-    rng = np.random.default_rng(seed)
+@dataclass(frozen=True)
+class Method:
+    """A way to search.
 
-    def choose(episodes: Episodes) -> np.ndarray:
-        return np.where(episodes.untried, rng.random(episodes.untried.shape), -1.0).argmax(1)[:, None]
+    :param name: what it is called in tables.
+    :param track: `scores`, `attribution` or `reference`.
+    :param prepare: gets a `Problem`, returns a function that starts the search of an `Episode`.
+    :param seeded: whether its seed changes anything; such a method is run with every seed.
+    :param learns: whether it needs the other tasks' tables.
+    :param prompts: its looks are at so many prompts of a batch; 0 for all.
+    :param agent: whether it trains PPO; such methods are no candidates for the comparator.
+    :param exploratory: whether docs/protocol.md counts it as exploratory.
+    """
 
-    return choose
-
-
-def fixed_order(order: Sequence[int] | np.ndarray) -> Method:
-    """The heads of a list, one after the other, whatever the scores say."""
-    sites = np.asarray(order, np.int64)
-
-    def choose(episodes: Episodes) -> np.ndarray:
-        return sites[episodes.state.moves][:, None]
-
-    return choose
-
-
-def static_order(cache: Cache, tasks: Sequence[str], control_weight: float = 1.0) -> np.ndarray:
-    """The heads sorted by mean score over the training episodes of some tasks, int64 [site]."""
-    scores = [cache.scores(task, TRAIN, control_weight) for task in tasks]
-    return np.argsort(-np.mean(scores, axis=0), kind="stable")
+    name: str
+    track: str
+    prepare: Prepare
+    seeded: bool = False
+    learns: bool = False
+    prompts: int = 0
+    agent: bool = False
+    exploratory: bool = False
 
 
-def policy_method(policy: MaskableActorCriticPolicy, k: int = 1) -> Method:
-    """The `k` most probable heads of a policy that are left."""
-
-    @torch.inference_mode()
-    def choose(episodes: Episodes) -> np.ndarray:
-        policy.set_training_mode(False)
-        observation = torch.as_tensor(episodes.observation, device=policy.device)
-        distribution = policy.get_distribution(observation, action_masks=episodes.untried)
-        logits = distribution.distribution.logits  # type: ignore[union-attr]
-        left = int(episodes.untried.sum(1).min())
-        return logits.topk(min(k, left), dim=1).indices.cpu().numpy()
-
-    return choose
+METHODS: list[Method] = [
+    Method("random", REFERENCE, orders.random_order, seeded=True),
+    Method("exhaustive", REFERENCE, orders.exhaustive),
+    Method("own order (cheats)", REFERENCE, orders.own_order),
+    Method("static order", SCORES, orders.static_order, learns=True),
+    Method("portfolio", SCORES, orders.portfolio, learns=True),
+    Method("Gaussian, UCB", SCORES, prior.with_prior(prior.upper_bound), learns=True),
+    Method("Gaussian, Thompson", SCORES, prior.with_prior(prior.thompson), learns=True, seeded=True),
+    Method("Gaussian, expected improvement", SCORES, prior.with_prior(prior.expected_improvement), learns=True),
+    *(Method(f"sweep on {n} prompt{'s' * (n > 1)}", SCORES, few_prompts.sweep_few(n)) for n in (1, 2, 4, 8)),
+    Method("sequential halving", SCORES, few_prompts.halving),
+    Method("attribution", ATTRIBUTION, orders.by_attribution(False)),
+    Method("integrated attribution", ATTRIBUTION, orders.by_attribution(True)),
+    Method("attribution + static", ATTRIBUTION, orders.attribution_and_static, learns=True),
+    Method("alternating", ATTRIBUTION, orders.alternating, learns=True),
+    Method("ridge regression", ATTRIBUTION, regression.by_regression(regression.ridge), learns=True),
+    Method("boosted regression", ATTRIBUTION, regression.by_regression(regression.boosted), learns=True),
+]

@@ -11,7 +11,7 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 
-from mechrl.agents.methods import policy_method
+from mechrl.agents.policy_search import policy_search
 from mechrl.agents.protocol import evaluate
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
@@ -143,7 +143,9 @@ def log_evaluation(ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: 
     """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger."""
     measured: dict[str, Any] = {}
     for task in tasks:
-        evaluation = evaluate(cache, task, policy_method(ppo.policy), picks, tasks, control_weight=control_weight)
+        evaluation = evaluate(
+            cache, task, policy_search(ppo.policy, tasks, task), min(3, picks), control_weight=control_weight
+        )
         if len(ratios := evaluation.ratios(3)):
             measured[task] = float(ratios.mean())
             ppo.logger.record(f"evaluation/ratio@3 {task}", measured[task])

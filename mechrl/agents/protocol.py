@@ -1,14 +1,19 @@
-"""The evaluation that every method goes through: the same episodes, the same inputs, the same measures."""
+"""The evaluation that every method goes through: the same episodes, inputs and measures, and every look is paid.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+docs/protocol.md says what is compared and how.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from mechrl.agents.methods import Method
+from mechrl.agents.problem import (
+    ATTRIBUTION, SCORES, Episode, Few, Search, Start, episode_attribution, episode_features, episode_scores,
+)  # fmt: skip
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
-from mechrl.envs.table import ScoreTable
+from mechrl.errors import UsageError
 from mechrl.tasks import EVALUATION
 
 RATIO_PICKS = (1, 3, 5, 10, 25, 50)
@@ -21,17 +26,23 @@ def coverage_k(n_sites: int) -> int:
     return max(COVERAGE_LEAST, round(COVERAGE_SHARE * n_sites))
 
 
+def exhaustive_runs(n_layers: int, n_heads: int) -> float:
+    """What looking at every head costs, in runs, the clean model included."""
+    return 1 + n_heads * (n_layers + 1) / 2
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """What a method did on the evaluation episodes of a task.
+    """What a method did on the episodes of a task. An *event* is a pick, or a look on a few prompts.
 
     :param task: the task.
-    :param picked: int64 [episode, pick], sites.
-    :param seen: float32 [episode, pick], the scores of the picks.
-    :param runs: float64 [episode, pick], cost up to and with each pick in runs: one for the clean model, then
-        (L − layer) / L for each head looked at. Control is paid once per model and the same for all methods.
+    :param picked: int64 [episode, event], sites.
+    :param seen: float32 [episode, event], what the search saw of the head picked: its score, or an estimate of it.
+    :param runs: float64 [episode, event], cost up to and with each event, see docs/protocol.md.
     :param scores: float32 [episode, site], the scores of all heads of each episode.
-    :param true_scores: float32 [episode, site], mean scores over evaluation prompts that the episode did not use.
+    :param true_scores: float32 [episode, site], mean scores over prompts of the split that the episode did not use.
+    :param control_runs: float64 [episode, event], the cost with control charged for every look.
+    :param whole: whether every event is a pick, seen on the whole batch.
     """
 
     task: str
@@ -40,6 +51,8 @@ class Evaluation:
     runs: np.ndarray
     scores: np.ndarray
     true_scores: np.ndarray
+    control_runs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    whole: bool = True
 
     def ratios(self, picks: int) -> np.ndarray:
         """Oracle ratio of each counted episode after so many picks: best score found ÷ best over all heads."""
@@ -51,21 +64,27 @@ class Evaluation:
         """How many episodes have no ratio because their oracle is ≤ 0.05."""
         return int((self.scores.max(1) <= LEAST_ORACLE).sum())
 
-    def coverages(self) -> np.ndarray:
-        """coverage@k of each episode after each pick, float64 [episode, pick].
+    @cached_property
+    def best_heads(self) -> np.ndarray:
+        """Which heads are the best k after each event, by what was seen of them last, bool [episode, event, site]."""
+        n, n_events = self.picked.shape
+        k = coverage_k(self.scores.shape[1])
+        rows = np.arange(n)
+        estimate = np.full(self.scores.shape, -np.inf, np.float32)
+        best = np.zeros((n, n_events, self.scores.shape[1]), bool)
+        for event in range(n_events):
+            estimate[rows, self.picked[:, event]] = self.seen[:, event]
+            top = np.argsort(-estimate, 1, kind="stable")[:, :k]
+            best[rows[:, None], event, top] = np.take_along_axis(estimate, top, 1) > -np.inf
+        return best
 
-        The best k of the heads picked so far, as ranked by the scores seen; the sum of their true scores over the sum
+    def coverages(self) -> np.ndarray:
+        """coverage@k of each episode after each event, float64 [episode, event].
+
+        The best k of the heads looked at so far, as ranked by what was seen; the sum of their true scores over the sum
         of the k largest true scores, negatives counted as 0.
         """
-        k = coverage_k(self.scores.shape[1])
-        worth = np.maximum(self.true_scores, 0)
-        best = np.sort(worth, 1)[:, -k:].sum(1)
-        result = np.zeros(self.picked.shape)
-        for pick in range(self.picked.shape[1]):
-            top = np.argsort(-self.seen[:, : pick + 1], 1, kind="stable")[:, :k]
-            found = np.take_along_axis(worth, np.take_along_axis(self.picked, top, 1), 1).sum(1)
-            result[:, pick] = found / np.maximum(best, np.finfo(np.float32).tiny)
-        return result
+        return coverages(self.best_heads, self.true_scores[None])[0]
 
     def summary(self) -> dict[str, float | None]:
         """Means over episodes: oracle ratio after 1, 3, 5, … picks (None where no episode has one) and coverage."""
@@ -75,39 +94,163 @@ class Evaluation:
         return ratios | {f"coverage after {p}": float(coverages[p - 1]) for p in reached}
 
 
+def coverages(best_heads: np.ndarray, true_scores: np.ndarray) -> np.ndarray:
+    """coverage@k, float64 [resample, episode, event].
+
+    :param best_heads: bool [episode, event, site], at most k of them after each event.
+    :param true_scores: float [resample, episode, site].
+    """
+    worth = np.maximum(true_scores, 0).astype(np.float64)
+    most = np.sort(worth, 2)[:, :, -coverage_k(worth.shape[2]) :].sum(2)
+    found = np.einsum("evs,res->rev", best_heads.astype(np.float64), worth, optimize=True)
+    return found / np.maximum(most, np.finfo(np.float32).tiny)[:, :, None]
+
+
+def mean_curve(reached: np.ndarray, runs: np.ndarray, weights: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Mean coverage over episodes at each cost of a grid, float64 [resample, cost].
+
+    :param reached: coverage, float [resample, episode, event].
+    :param runs: cost of each event, float [episode, event].
+    :param weights: of the episodes, float [resample, episode].
+    """
+    curve = np.zeros((len(reached), len(grid)))
+    for episode, of_episode in enumerate(runs):
+        before = np.concatenate([np.zeros((len(reached), 1)), reached[:, episode]], 1)
+        at = np.searchsorted(of_episode, grid, side="right")
+        curve += (weights[:, episode] / weights.sum(1))[:, None] * before[:, at]
+    return curve
+
+
+def cost_to(
+    reached: np.ndarray, runs: np.ndarray, weights: np.ndarray, censored: float, level: float = 0.9
+) -> np.ndarray:
+    """The smallest cost in runs at which mean coverage is at least `level`, float64 [resample]; see `mean_curve`.
+
+    :param censored: the cost of the exhaustive sweep, which stands for everything that takes more.
+    """
+    grid = np.unique(runs)
+    enough = mean_curve(reached, runs, weights, grid) >= level - 1e-9
+    return np.where(enough.any(1), np.minimum(grid[enough.argmax(1)], censored), censored)
+
+
 def evaluate(
     cache: Cache,
     task: str,
-    method: Method,
+    method: Start,
     picks: int,
-    signals: Sequence[str] = (),
-    signalled: bool = True,
+    *,
+    split: int = EVALUATION,
     control_weight: float = 1.0,
+    track: str = SCORES,
+    prompts: int = 0,
+    seed: int = 0,
+    episodes: int | None = None,
 ) -> Evaluation:
-    """Run a method on every evaluation episode of a task: the i-th task batch with the i-th control batch.
+    """Run a method on every episode of a task: the i-th task batch with the i-th control batch, modulo their number.
 
-    :param signals: the tasks of the agent's one-hot.
-    :param signalled: whether the episodes show their task signal, if the task has one.
+    :param method: begins a search; see `mechrl.agents.problem.Search`.
+    :param picks: an episode ends after so many picks.
+    :param track: whether attribution may be asked for.
+    :param prompts: look at only so many prompts of each batch; 0 for all.
+    :param seed: of what the search draws at random.
+    :param episodes: at most so many.
+    :raises UsageError: there are fewer heads than picks, or the method asks for what it must not.
     """
-    table = ScoreTable.from_cache(cache, [task], EVALUATION, control_weight)
-    n = len(table.damage)
-    controls = np.arange(n) % len(table.control)
-    episodes = Episodes(table, n, picks, signals)
-    for i in range(n):
-        episodes.start(i, 0, i, int(controls[i]), signalled)
-    scores = table.scores(np.arange(n), controls)
-    picked, seen = np.zeros((n, picks), np.int64), np.zeros((n, picks), np.float32)
-    looks = np.zeros((n, picks))
-    for pick in range(picks):
-        candidates = method(episodes)
-        chosen = np.take_along_axis(scores, candidates, 1).argmax(1)
-        picked[:, pick] = candidates[np.arange(n), chosen]
-        looks[:, pick] = (1 - candidates // cache.n_heads / cache.n_layers).sum(1)
-        episodes.step(picked[:, pick])
-        seen[:, pick] = episodes.rewards
-    others_damage, others_control = mean_of_others(table.damage), mean_of_others(table.control)
-    true_scores = others_damage - np.float32(control_weight) * others_control[controls]
-    return Evaluation(task, picked, seen, 1 + looks.cumsum(1), scores, true_scores)
+    if not 1 <= picks <= cache.n_sites:
+        raise UsageError(f"picks must be between 1 and the {cache.n_sites} heads, not {picks}")
+    if not 0 <= prompts <= cache.batch_size:
+        raise UsageError(f"a look is at 1 to {cache.batch_size} prompts, the batch size, not {prompts}")
+    scores = episode_scores(cache, task, split, control_weight)[:episodes]
+    played = []
+    for i in range(len(scores)):
+        episode = Episode(
+            cache.n_layers, cache.n_heads, picks, np.random.default_rng([seed, i]), *_known(cache, task, split, i,
+            control_weight, prompts) if track == ATTRIBUTION else (None, None),
+        )  # fmt: skip
+        played.append(_Referee(cache, task, split, i, scores[i], control_weight, prompts).play(method, episode))
+    most = max(len(events) for events, _ in played)
+    columns = [np.array(events + events[-1:] * (most - len(events))).T for events, _ in played]
+    picked, seen, runs, control_runs = (np.stack(rows) for rows in zip(*columns, strict=True))
+    damage, control = cache.batch_damage(task, split), cache.batch_control(split)
+    others = mean_of_others(control)[np.arange(len(scores)) % len(control)]
+    true_scores = mean_of_others(damage)[: len(scores)] - np.float32(control_weight) * others
+    return Evaluation(
+        task, picked.astype(np.int64), seen.astype(np.float32), runs, scores, true_scores, control_runs,
+        all(whole for _, whole in played),
+    )  # fmt: skip
+
+
+def _known(cache: Cache, task: str, split: int, i: int, control_weight: float, prompts: int):
+    """What an episode of the track `attribution` may ask for: attribution and head features."""
+
+    def attribution(integrated: bool) -> np.ndarray:
+        return episode_attribution(cache, task, split, integrated, control_weight, prompts)[i]
+
+    def features() -> dict[str, np.ndarray]:
+        return {name: values[i] for name, values in episode_features(cache, task, split, prompts).items()}
+
+    return attribution, features
+
+
+class _Referee:
+    """Answers the looks of one episode and keeps the account."""
+
+    def __init__(
+        self, cache: Cache, task: str, split: int, i: int, scores: np.ndarray, control_weight: float, prompts: int
+    ):
+        self.cache, self.scores, self.prompts = cache, scores, prompts
+        self.layer_cost = 1 - np.arange(cache.n_sites) // cache.n_heads / cache.n_layers
+        self.prompts_of = np.zeros(cache.n_sites, np.int64)  # prompts that each head was looked at on
+        self._where = task, split, i, control_weight
+        self._rows: np.ndarray | None = None
+
+    def play(self, method: Start, episode: Episode) -> tuple[list[tuple], bool]:
+        """(site, seen, runs, control runs) of every event, and whether all of them were picks."""
+        events: list[tuple] = []
+        whole, answer = True, None
+        looks = method(episode)
+        search: Search = looks if isinstance(looks, Generator) else (look for look in looks)
+        while len(events) < episode.picks or not whole:
+            try:
+                look = search.send(answer)
+            except StopIteration:
+                break
+            if isinstance(look, Few):
+                sites, few = np.array([look.site]), look.prompts
+            else:
+                sites, few = np.atleast_1d(np.asarray(look, np.int64)), self.prompts
+            if not len(sites) or sites.min() < 0 or sites.max() >= len(self.scores):
+                raise UsageError(f"a method looks at {look!r}: heads are 0 to {len(self.scores) - 1}")
+            whole = whole and not few
+            seen = self._seen(sites, few)
+            answer = seen if not isinstance(look, Few) and np.ndim(look) else seen[0]
+            best = int(seen.argmax())
+            events.append((sites[best], seen[best], *self._cost(episode)))
+        if not events:
+            raise UsageError("a method looked at no head at all")
+        return events, whole
+
+    def _seen(self, sites: np.ndarray, few: int) -> np.ndarray:
+        size = self.cache.batch_size
+        if not 0 <= few <= size:
+            raise UsageError(f"a look is at 1 to {size} prompts, the batch size, not {few}")
+        self.prompts_of[sites] = np.maximum(self.prompts_of[sites], few or size)
+        if not few or few == size:
+            return self.scores[sites]
+        task, split, i, weight = self._where
+        if self._rows is None:
+            rows = np.flatnonzero(self.cache.in_split(task, split))[i * size : (i + 1) * size]
+            control = self.cache.batch_control(split)
+            self._rows = self.cache.damage(task)[rows] - np.float32(weight) * control[i % len(control)]
+        return self._rows[:few, sites].mean(0)
+
+    def _cost(self, episode: Episode) -> tuple[float, float]:
+        size = self.cache.batch_size
+        known = sum(episode.charged.values())
+        looks = (self.prompts_of / size * self.layer_cost).sum()
+        clean = (self.prompts or size) if episode.charged else self.prompts_of.max()
+        runs = float(clean / size + looks + known * (self.prompts or size) / size)
+        return runs, runs + 1 + float(self.layer_cost[self.prompts_of > 0].sum()) + known
 
 
 def mean_of_others(batches: np.ndarray) -> np.ndarray:

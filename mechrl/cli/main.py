@@ -4,6 +4,7 @@ import click
 
 from mechrl import __version__
 from mechrl.cli import app
+from mechrl.cli.bench import bench
 from mechrl.cli.cache import cache
 from mechrl.cli.report import report
 from mechrl.cli.train import train
@@ -16,7 +17,7 @@ def mechrl() -> None:
     """Which attention heads does this behaviour hang on?"""
 
 
-for command in (cache, train, verify, report):
+for command in (cache, train, verify, bench, report):
     mechrl.add_command(command)
 
 

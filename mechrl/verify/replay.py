@@ -10,7 +10,7 @@ from mechrl.ablation import MEASURES, reference
 from mechrl.ablation.replacement import NOTHING, Replacement
 from mechrl.ablation.sweep import SELF_CHECK_LIMITS, Sweep
 from mechrl.agents.checkpoint import CheckpointNote
-from mechrl.agents.methods import policy_method
+from mechrl.agents.policy_search import policy_search
 from mechrl.agents.ppo import PlanningPolicy
 from mechrl.agents.protocol import Evaluation, evaluate
 from mechrl.cache.format import FROM_FILE
@@ -199,7 +199,7 @@ def verify(
     control = cache.in_split(None, EVALUATION)
     spans = cache.content.arrays["/control/tokens"]
     evaluations = {
-        task: evaluate(cache, task, policy_method(policy, plan_k), note.picks, note.tasks, control_weight=weight)
+        task: evaluate(cache, task, policy_search(policy, note.tasks, task, plan_k), note.picks, control_weight=weight)
         for task in [*note.tasks, *note.hold_out]
     }
     chosen = {task: top_heads(evaluation, top) for task, evaluation in evaluations.items()}

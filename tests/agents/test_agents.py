@@ -13,8 +13,10 @@ from helpers import table_cache
 
 from mechrl.agents.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
 from mechrl.agents.comparison import compare
-from mechrl.agents.methods import fixed_order, policy_method, random_order, static_order
+from mechrl.agents.orders import in_order, random_order, static_order
+from mechrl.agents.policy_search import policy_search
 from mechrl.agents.ppo import PRESETS, train
+from mechrl.agents.problem import Problem
 from mechrl.agents.protocol import Evaluation, coverage_k, evaluate, mean_of_others
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
@@ -89,7 +91,7 @@ def test_true_scores_leave_the_episodes_own_prompts_out():
 
 
 def test_evaluation_plays_the_evaluation_batches_in_pairs(cache):
-    evaluation = evaluate(cache, "a", fixed_order(np.arange(12)), 12)
+    evaluation = evaluate(cache, "a", in_order(np.arange(12)), 12)
     scores = cache.batch_damage("a") - cache.batch_control()
     np.testing.assert_allclose(evaluation.seen, scores, atol=1e-6)
     np.testing.assert_allclose(evaluation.scores, scores, atol=1e-6)
@@ -103,7 +105,7 @@ def test_evaluation_goes_round_the_control_batches_and_leaves_the_episodes_own_o
     rng = np.random.default_rng(3)
     damage, control = rng.normal(size=(32, 4)).astype(np.float32), rng.normal(size=(12, 4)).astype(np.float32)
     uneven = table_cache(tmp_path / "t.h5", {"a": damage}, control, 1, 4)
-    evaluation = evaluate(uneven, "a", fixed_order(np.arange(4)), 4)
+    evaluation = evaluate(uneven, "a", in_order(np.arange(4)), 4)
     task, spans = damage[24:], control[9:]
     assert (len(task), len(spans)) == (8, 3)
     for i in range(8):
@@ -128,34 +130,35 @@ def test_planning_in_training_never_looks_at_a_head_that_was_tried(cache):
 
 
 def test_random_order_tries_every_head_once(cache):
-    evaluation = evaluate(cache, "a", random_order(0), 12)
+    evaluation = evaluate(cache, "a", random_order(None), 12)
     assert [sorted(row) for row in evaluation.picked.tolist()] == [list(range(12))] * 2
     assert evaluation.picked[0].tolist() != evaluation.picked[1].tolist()
 
 
 def test_static_order_comes_from_training_batches_and_ignores_heads_that_damage_everything(cache):
-    order = static_order(cache, ["a"])
-    assert order[0] == 2
+    first = evaluate(cache, "b", static_order(Problem(cache, "b", ("a",))), 12).picked[0]
+    assert first[0] == 2
     assert cache.batch_damage("a", TRAIN)[:, 5].min() > 3
     assert cache.scores("a", TRAIN)[5] < 1, "its damage is large and so is its control damage"
-    assert set(static_order(cache, TASKS)[:2]) == {2, 7}
+    both = evaluate(cache, "c", static_order(Problem(cache, "c", ("a", "b"))), 12).picked[0]
+    assert set(both[:2].tolist()) == {2, 7}
 
 
 def test_the_agent_finds_the_planted_heads(cache, trained):
     for task, best in BEST.items():
-        evaluation = evaluate(cache, task, policy_method(trained.policy), PICKS, TASKS)
+        evaluation = evaluate(cache, task, policy_search(trained.policy, TASKS, task), PICKS)
         assert (evaluation.picked[:, 0] == best).all(), "told which task it is, it starts with that task's head"
         assert evaluation.ratios(3).mean() >= 0.99
-        untold = evaluate(cache, task, policy_method(trained.policy), PICKS, TASKS, signalled=False)
+        untold = evaluate(cache, task, policy_search(trained.policy, TASKS), PICKS)
         assert best in untold.picked[0, :2]
 
 
 def test_planning_looks_at_k_heads_picks_the_best_and_pays_for_all(cache, trained):
-    plain = evaluate(cache, "b", policy_method(trained.policy), PICKS, TASKS)
-    planned = evaluate(cache, "b", policy_method(trained.policy, 3), PICKS, TASKS)
+    plain = evaluate(cache, "b", policy_search(trained.policy, TASKS, "b"), PICKS)
+    planned = evaluate(cache, "b", policy_search(trained.policy, TASKS, "b", 3), PICKS)
     assert planned.seen[:, 0].min() >= plain.seen[:, 0].min()
     assert (planned.runs[:, 0] - 1 > plain.runs[:, 0] - 1).all()
-    everything = evaluate(cache, "b", policy_method(trained.policy, 12), 1, TASKS)
+    everything = evaluate(cache, "b", policy_search(trained.policy, TASKS, "b", 12), 1)
     np.testing.assert_allclose(everything.seen[:, 0], everything.scores.max(1))
     assert everything.runs[0, 0] == pytest.approx(1 + 8)
 
@@ -193,7 +196,7 @@ def test_a_checkpoint_comes_back_as_it_was(cache, trained, note, tmp_path):
     save_checkpoint(trained, note, path)
     policy, again = load_checkpoint(path)
     assert again == note
-    one, other = (evaluate(cache, "a", policy_method(p), PICKS, TASKS) for p in (trained.policy, policy))
+    one, other = (evaluate(cache, "a", policy_search(p, TASKS, "a"), PICKS) for p in (trained.policy, policy))
     np.testing.assert_array_equal(one.picked, other.picked)
 
 

@@ -1,0 +1,422 @@
+"""All methods on all held-out families of some caches: docs/protocol.md, carried out."""
+
+import runpy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechrl.agents import methods as registry
+from mechrl.agents.methods import Method
+from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Problem, families
+from mechrl.agents.protocol import (
+    RATIO_PICKS, Evaluation, cost_to, coverages, evaluate, exhaustive_runs, mean_curve,
+)  # fmt: skip
+from mechrl.agents.statistics import Cells, family_means, hierarchical, holm, resampled_truth, sign_flips
+from mechrl.cache.reader import Cache
+from mechrl.errors import UsageError, unknown_name
+from mechrl.tasks import EVALUATION, TRAIN
+
+TRACKS = (SCORES, ATTRIBUTION)
+SELECTION_EPISODES = 4  # of each task, when a comparator is chosen
+BUDGETS = (2.0, 5.0, 10.0)  # runs at which coverage is printed
+LEAST_FAMILIES = 5  # for a claim about transfer
+LEVEL, MARGIN = 0.05, 0.1  # of the test; of "no difference"
+WINS, NO_DIFFERENCE, UNDECIDED = "the agent wins", "no difference", "a baseline wins or undecided"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some methods on the tasks of one family of one cache, held out, with one seed.
+
+    :param train: the training tasks; :param split: whose episodes are searched.
+    :param episodes: at most so many of a task; 0 for all.
+    :param purpose: `evaluation`, or `selection` of a comparator for the family `target`.
+    """
+
+    path: Path
+    family: str
+    tasks: tuple[str, ...]
+    train: tuple[str, ...]
+    methods: tuple[str, ...]
+    track: str
+    seed: int
+    split: int
+    control_weight: float
+    plugin: Path | None
+    checkpoint: Path | None
+    purpose: str = "evaluation"
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A method on one held-out task. Resample 0 is what was measured, the rest are the bootstrap's.
+
+    :param log_cost: log of the cost to 90 %, in runs, float64 [resample].
+    :param log_control_cost: with control charged for every look, likewise.
+    :param censored: whether 90 % was never reached.
+    :param curve: mean coverage at the costs of `cost_grid`, float64 [resample, cost].
+    :param ratios: mean oracle ratio after so many picks, where every event was a pick.
+    :param set_up_runs: what the other tasks' tables cost; `set_up_seconds` what preparing took, training included.
+    """
+
+    cache: str
+    family: str
+    task: str
+    method: str
+    seed: int
+    log_cost: np.ndarray
+    log_control_cost: np.ndarray
+    censored: bool
+    curve: np.ndarray
+    ratios: dict[int, float]
+    set_up_runs: float
+    set_up_seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The agent against the comparator in one track.
+
+    :param comparators: by cache and held-out family.
+    :param families: log cost of the agent minus the comparator's, mean of each family; below zero the agent is cheaper.
+    :param low: end of the 95 % interval of their `mean`, like `high`.
+    :param p: one-sided; `adjusted` for the number of tracks.
+    """
+
+    track: str
+    agent: str
+    comparators: dict[str, dict[str, str]]
+    families: dict[str, float]
+    mean: float
+    low: float
+    high: float
+    p: float
+    adjusted: float
+
+    @property
+    def sentence(self) -> str:
+        if self.high < 0 and self.adjusted <= LEVEL:
+            return WINS
+        return NO_DIFFERENCE if np.log(1 - MARGIN) <= self.low and self.high <= np.log(1 + MARGIN) else UNDECIDED
+
+    @property
+    def too_few(self) -> bool:
+        """Whether there are too few families to claim transfer."""
+        return len(self.families) < LEAST_FAMILIES
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Everything that was measured.
+
+    :param families: the tasks of each family, by cache.
+    :param cost_grid: of the curves, in runs, float64 [cost].
+    :param pairs: the static order of one task on another, by cache: (order of, on) → cost to 90 %, ratio after 3 picks.
+    """
+
+    families: dict[str, dict[str, list[str]]]
+    methods: list[Method]
+    outcomes: list[Outcome]
+    cost_grid: np.ndarray
+    verdicts: list[Verdict]
+    pairs: dict[str, dict[tuple[str, str], tuple[float, float]]]
+
+    def cells(self, method: str, what: str = "log_cost") -> Cells:
+        """family → task → cache → the values of one method."""
+        return _cells([o for o in self.outcomes if o.method == method], what)
+
+
+def bench(
+    paths: Sequence[Path],
+    *,
+    names: Sequence[str] | None = None,
+    tracks: Sequence[str] = TRACKS,
+    seeds: int = 3,
+    control_weight: float = 1.0,
+    workers: int = 2,
+    plugin: Path | None = None,
+    checkpoint: Path | None = None,
+    on_progress: Callable[[float, float], None] = lambda done, total: None,
+) -> Benchmark:
+    """Run methods on every held-out family of every cache.
+
+    :param names: of the methods; None for all of the tracks.
+    :param seeds: how many, from 0 on, for methods that their seed changes.
+    :param workers: processes.
+    :param plugin: a Python file that adds to `METHODS`; it is run here and in every process.
+    :param checkpoint: an agent of `mechrl-train`, searched with on families that it was not trained on.
+    :raises UsageError: no such method, fewer than two families, or a cache without attribution in that track.
+    """
+    chosen = select_methods(names, tracks, plugin, checkpoint)
+    caches = {str(path): open_cache(path) for path in paths}
+    if len(caches) < len(paths):
+        raise UsageError("a cache is named twice")
+    found = {name: families(cache) for name, cache in caches.items()}
+    for name, cache in caches.items():
+        _check(name, cache, found[name], chosen, control_weight)
+    jobs = [
+        job
+        for path in paths
+        for job in _jobs(path, found[str(path)], chosen, seeds, control_weight, plugin, checkpoint)
+    ]
+    longest = max(exhaustive_runs(cache.n_layers, cache.n_heads) for cache in caches.values())
+    grid = np.geomspace(0.5, 2 * longest, 80)
+    outcomes: list[Outcome] = []
+    selection: list[tuple[Job, Outcome]] = []
+    on_progress(0, len(jobs))
+    for done, (job, of_job) in enumerate(_run(jobs, grid, workers), 1):
+        on_progress(done, len(jobs))
+        if job.purpose == "selection":
+            selection += [(job, outcome) for outcome in of_job]
+        else:
+            outcomes += of_job
+    outcomes.sort(key=lambda o: (o.cache, o.family, o.task, o.method, o.seed))
+    verdicts = _verdicts(chosen, outcomes, selection)
+    pairs = {name: order_pairs(cache, found[name], control_weight) for name, cache in caches.items()}
+    return Benchmark(found, chosen, outcomes, grid, verdicts, pairs)
+
+
+def select_methods(
+    names: Sequence[str] | None, tracks: Sequence[str], plugin: Path | None, checkpoint: Path | None
+) -> list[Method]:
+    """The records of the methods to run.
+
+    :raises UsageError: no such method, or a name that stands for two.
+    """
+    known = all_methods(plugin, checkpoint)
+    if names is None:
+        return [m for m in known.values() if m.track in (REFERENCE, *tracks)]
+    for name in names:
+        if name not in known:
+            raise unknown_name("method", name, list(known))
+    return [m for m in known.values() if m.name in names]
+
+
+def all_methods(plugin: Path | None = None, checkpoint: Path | None = None) -> dict[str, Method]:
+    """The registered methods by name, those of a plugin and of a checkpoint included.
+
+    :raises UsageError: the plugin cannot be run, or a name stands for two methods.
+    """
+    _load_plugin(plugin)
+    methods = list(registry.METHODS)
+    if checkpoint is not None:
+        from mechrl.agents.search_ppo import checkpoint_method
+
+        methods.append(checkpoint_method(checkpoint))
+    found = {method.name: method for method in methods}
+    if len(found) < len(methods):
+        doubled = sorted({m.name for m in methods if sum(m.name == other.name for other in methods) > 1})
+        raise UsageError(f"two methods are called {', '.join(map(repr, doubled))}")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _load_plugin(plugin: Path | None) -> None:
+    if plugin is None:
+        return
+    try:
+        runpy.run_path(str(plugin))
+    except Exception as error:
+        raise UsageError(f"{plugin} cannot be run: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def open_cache(path: Path) -> Cache:
+    return Cache.open(path)
+
+
+def _check(name: str, cache: Cache, found: Mapping, methods: Sequence[Method], control_weight: float) -> None:
+    if len(found) < 2:
+        raise UsageError(
+            f"{name}: tasks of {len(found)} famil{'y' if len(found) == 1 else 'ies'} that the model does "
+            f"({', '.join(found) or 'none'}), and leaving one out needs two; mechrl-cache build --tasks all has five"
+        )
+    tasks = [task for of_family in found.values() for task in of_family]
+    if any(m.track == ATTRIBUTION for m in methods) and any(cache.attribution(task) is None for task in tasks):
+        raise UsageError(f"{name} holds no attribution: build it again with this mechrl, or use --track scores")
+
+
+def _jobs(
+    path: Path,
+    found: Mapping[str, list[str]],
+    methods: Sequence[Method],
+    seeds: int,
+    control_weight: float,
+    plugin: Path | None,
+    checkpoint: Path | None,
+) -> Iterator[Job]:
+    def train_without(*left_out: str) -> tuple[str, ...]:
+        return tuple(task for family, tasks in found.items() if family not in left_out for task in tasks)
+
+    def names(**wanted: Any) -> tuple[str, ...]:
+        return tuple(m.name for m in methods if all(getattr(m, key) == value for key, value in wanted.items()))
+
+    for family, tasks in found.items():
+        fold = Job(
+            family=family, tasks=tuple(tasks), train=train_without(family), methods=(), track=SCORES, seed=0,
+            split=EVALUATION, path=path, control_weight=control_weight, plugin=plugin, checkpoint=checkpoint,
+        )  # fmt: skip
+        # The long ones first: what trains, one process each.
+        for track in TRACKS:
+            for seed in range(seeds):
+                if agents := names(track=track, agent=True):
+                    yield replace(fold, methods=agents, track=track, seed=seed)
+        for track in (REFERENCE, *TRACKS):
+            if plain := names(track=track, agent=False, seeded=False):
+                yield replace(fold, methods=plain, track=track)
+            for seed in range(seeds):
+                if seeded := names(track=track, agent=False, seeded=True):
+                    yield replace(fold, methods=seeded, track=track, seed=seed)
+        if not any(m.agent for m in methods):
+            continue
+        for other in found:
+            if other != family:
+                train = train_without(family, other)
+                for track in TRACKS:
+                    candidates = names(track=track, agent=False, exploratory=False)
+                    if not train:
+                        candidates = tuple(m.name for m in methods if m.name in candidates and not m.learns)
+                    if candidates:
+                        yield replace(
+                            fold, family=other, tasks=tuple(found[other]), train=train, methods=candidates,
+                            track=track, split=TRAIN, purpose="selection", target=family,
+                        )  # fmt: skip
+
+
+def _run(jobs: Sequence[Job], grid: np.ndarray, workers: int) -> Iterator[tuple[Job, list[Outcome]]]:
+    if workers == 1:
+        for job in jobs:
+            yield job, run_job(job, grid)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(run_job, job, grid): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_job(job: Job, grid: np.ndarray) -> list[Outcome]:
+    """The methods of a job on each of its tasks."""
+    cache = open_cache(job.path)
+    known = all_methods(job.plugin, job.checkpoint)
+    for_agents: dict[Any, Any] = {}
+    outcomes = []
+    selecting = job.purpose == "selection"
+    for task in job.tasks:
+        truth, weights = resampled_truth(cache, task, job.split, job.control_weight, n=0 if selecting else 1000)
+        for name in job.methods:
+            method = known[name]
+            problem = Problem(cache, task, job.train, method.track, job.control_weight, job.seed, for_agents)
+            start = time.perf_counter()
+            search = method.prepare(problem)
+            if search is None:  # a checkpoint that was trained on this family
+                continue
+            seconds = time.perf_counter() - start
+            evaluation = evaluate(
+                cache, task, search, cache.n_sites, split=job.split, control_weight=job.control_weight,
+                track=method.track, prompts=method.prompts, seed=job.seed,
+                episodes=SELECTION_EPISODES if selecting else None,
+            )  # fmt: skip
+            n = len(evaluation.picked)
+            outcomes.append(_outcome(cache, job, method, evaluation, truth[:, :n], weights[:, :n], grid, seconds))
+    return outcomes
+
+
+def _outcome(
+    cache: Cache, job: Job, method: Method, evaluation: Evaluation, truth: np.ndarray, weights: np.ndarray,
+    grid: np.ndarray, seconds: float,
+) -> Outcome:  # fmt: skip
+    most = exhaustive_runs(cache.n_layers, cache.n_heads)
+    reached = coverages(evaluation.best_heads, truth)
+    cost = cost_to(reached, evaluation.runs, weights, most)
+    control_cost = cost_to(reached, evaluation.control_runs, weights, 2 * most)  # twice: with control for every head
+    tables = sum(int(cache.in_split(task, TRAIN).sum()) // cache.batch_size for task in job.train) * most
+    ratios = {p: evaluation.ratios(p) for p in RATIO_PICKS if p <= cache.n_sites} if evaluation.whole else {}
+    return Outcome(
+        str(job.path), job.family, evaluation.task, method.name, job.seed, np.log(cost), np.log(control_cost),
+        bool(cost[0] >= most), mean_curve(reached, evaluation.runs, weights, grid),
+        {p: float(r.mean()) for p, r in ratios.items() if len(r)}, tables if method.learns else 0.0, seconds,
+    )  # fmt: skip
+
+
+def _cells(outcomes: Sequence[Outcome], what: str = "log_cost", sign: int = 1) -> dict:
+    cells: dict[str, dict[str, dict[str, list]]] = {}
+    for o in outcomes:
+        cells.setdefault(o.family, {}).setdefault(o.task, {}).setdefault(o.cache, []).append(getattr(o, what))
+    return {
+        family: {task: {cache: [(sign, np.stack(rows))] for cache, rows in c.items()} for task, c in tasks.items()}
+        for family, tasks in cells.items()
+    }
+
+
+def _verdicts(
+    methods: Sequence[Method], outcomes: Sequence[Outcome], selection: Sequence[tuple[Job, Outcome]]
+) -> list[Verdict]:
+    """The agent against the comparator, in each track that has both."""
+    found = []
+    for track in TRACKS:
+        agent = next((m.name for m in methods if m.track == track and m.agent and not m.exploratory), None)
+        inner = [(job, outcome) for job, outcome in selection if job.track == track]
+        if agent is None or not inner:
+            continue
+        comparators = choose_comparators(inner)
+        cells: dict = _cells([o for o in outcomes if o.method == agent])
+        for family, tasks in cells.items():
+            for task, by_cache in tasks.items():
+                for cache, parts in by_cache.items():
+                    name = comparators[cache][family]
+                    rows = [o.log_cost for o in outcomes if (o.cache, o.task, o.method) == (cache, task, name)]
+                    parts.append((-1, np.stack(rows)))
+        of_family = family_means(cells)
+        found.append(
+            Verdict(
+                track, agent, comparators, of_family, *hierarchical(cells), sign_flips(list(of_family.values())), 1.0
+            )
+        )
+    adjusted = holm({verdict.track: verdict.p for verdict in found})
+    return [replace(verdict, adjusted=adjusted[verdict.track]) for verdict in found]
+
+
+def choose_comparators(selection: Sequence[tuple[Job, Outcome]]) -> dict[str, dict[str, str]]:
+    """The method with the lowest mean log cost over the other families, by cache and held-out family."""
+    costs: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
+    for job, outcome in selection:
+        by_method = costs.setdefault((str(job.path), job.target), {})
+        by_method.setdefault(outcome.method, {}).setdefault(outcome.family, []).append(float(outcome.log_cost[0]))
+    chosen: dict[str, dict[str, str]] = {}
+    for (path, target), by_method in costs.items():
+        means = {name: np.mean([np.mean(costs) for costs in of.values()]) for name, of in by_method.items()}
+        chosen.setdefault(path, {})[target] = min(means, key=lambda name: (means[name], name))
+    return chosen
+
+
+def order_pairs(
+    cache: Cache, found: Mapping[str, list[str]], control_weight: float
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """The order of each task's training episodes, on the evaluation episodes of every other: cost to 90 %, ratio@3."""
+    from mechrl.agents.orders import own_order
+
+    tasks = [task for of_family in found.values() for task in of_family]
+    most = exhaustive_runs(cache.n_layers, cache.n_heads)
+    pairs = {}
+    for of in tasks:
+        search = own_order(Problem(cache, of, (), REFERENCE, control_weight))
+        for on in tasks:
+            if on != of:
+                evaluation = evaluate(cache, on, search, cache.n_sites, control_weight=control_weight)
+                ones = np.ones((1, len(evaluation.picked)))
+                cost = float(cost_to(evaluation.coverages()[None], evaluation.runs, ones, most)[0])
+                ratios = evaluation.ratios(3)
+                pairs[of, on] = (cost, float(ratios.mean()) if len(ratios) else float("nan"))
+    return pairs

@@ -1,0 +1,63 @@
+"""Regression of scores on head features, fitted on training tasks."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mechrl.agents.orders import ranked
+from mechrl.agents.problem import Episode, Problem, Search
+
+
+def ridge(seed: int) -> Any:
+    """Ridge regression on standardized features, its penalty by leave-one-out."""
+    return make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-2, 4, 13)))
+
+
+def boosted(seed: int) -> Any:
+    """Boosted trees, few and shallow."""
+    return HistGradientBoostingRegressor(max_iter=100, max_depth=3, learning_rate=0.1, random_state=seed)
+
+
+def by_regression(make: Callable[[int], Any]):
+    """Heads by predicted score; features: attribution, what the clean run says, layer, mean over *other* tasks.
+
+    Scores and attributions are divided by the largest attribution of the episode, so that tasks with large damages
+    do not decide alone. In fitting, the mean over other tasks leaves the task's own scores out.
+    """
+
+    def prepare(problem: Problem):
+        layers = np.arange(problem.cache.n_sites) // problem.cache.n_heads
+        rows, targets = [], []
+        for i, task in enumerate(problem.train):
+            others = np.delete(problem.training_means, i, 0) if len(problem.train) > 1 else problem.training_means
+            attribution, features = problem.training_attribution(task), problem.training_features(task)
+            for episode, scores in enumerate(problem.training_scores(task)):
+                of_episode = {name: values[episode] for name, values in features.items()}
+                rows.append(_features(attribution[episode], of_episode, layers, others.mean(0)))
+                targets.append(scores / _scale(attribution[episode]))
+        model = make(problem.seed).fit(np.concatenate(rows), np.concatenate(targets))
+
+        def search(episode: Episode) -> Search:
+            features = _features(episode.attribution(), episode.features(), layers, problem.static_mean)
+            return ranked(model.predict(features))
+
+        return search
+
+    return prepare
+
+
+def _scale(attribution: np.ndarray) -> float:
+    return max(float(np.abs(attribution).max()), 1e-6)
+
+
+def _features(
+    attribution: np.ndarray, of_head: Mapping[str, np.ndarray], layers: np.ndarray, static_mean: np.ndarray
+) -> np.ndarray:
+    """float64 [site, feature]."""
+    columns = [attribution / _scale(attribution), layers, static_mean, *(of_head[name] for name in sorted(of_head))]
+    return np.stack(columns, 1).astype(np.float64)

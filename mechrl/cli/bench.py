@@ -1,0 +1,72 @@
+"""`mechrl bench`: all methods of search on held-out families."""
+
+from pathlib import Path
+
+import click
+
+from mechrl.cli import app
+
+FIGURES = (".png", ".svg", ".pdf")
+
+
+@click.command()
+@click.option("--cache", "paths", multiple=True, type=click.Path(path_type=Path), default=[app.MINI_CACHE],
+              show_default=True, help="Once for each cache.")  # fmt: skip
+@click.option("--track", type=click.Choice(["scores", "attribution", "both"]), default="both", show_default=True,
+              help="What methods may use: looks alone, or attribution as well.")  # fmt: skip
+@click.option("--methods", callback=app.names, help="Only these.  [default: all of the track]")
+@click.option("--list", "list_methods", is_flag=True, help="Print the methods' names and stop.")
+@click.option("--plugin", type=click.Path(path_type=Path), help="A Python file that adds methods; it is executed.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="An agent of mechrl-train as one more method.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1, 100), help="Of whatever is random.")
+@click.option("--control-weight", default=1.0, show_default=True, callback=app.not_negative,
+              help="Score = damage − this × control damage.")  # fmt: skip
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 256), help="Processes.")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), help="A figure: coverage against cost (.png, .svg, .pdf)."
+)
+@app.as_json
+def bench(
+    paths, track, methods, list_methods, plugin, checkpoint, seeds, control_weight, workers, out, as_json
+):  # fmt: skip
+    """Search every family of behaviours held out in turn, with every method, and say what wins.
+
+    docs/protocol.md says what is compared and how.
+    """
+    for path in (plugin, checkpoint):
+        if path is not None and not path.is_file():
+            raise click.UsageError(f"{path}: no such file")
+    from mechrl.agents.bench import TRACKS, all_methods
+    from mechrl.agents.bench import bench as run_bench
+
+    tracks = TRACKS if track == "both" else (track,)
+    if list_methods:
+        found = all_methods(plugin, checkpoint)
+        if as_json:
+            return app.print_json({m.name: {"track": m.track, "exploratory": m.exploratory} for m in found.values()})
+        from mechrl.report.tables import print_table
+
+        rows = [[m.name, m.track, "exploratory" if m.exploratory else ""] for m in found.values()]
+        return print_table("", ["method", "track", ""], rows)
+    for path in paths:
+        if not path.is_file() and not app.unfinished(path):
+            raise click.UsageError(f"there is no cache at {path}; mechrl-cache build --tasks all makes one for mini")
+    if out is not None:
+        from mechrl.cache.files import check_writable
+
+        if out.suffix not in FIGURES:
+            raise click.UsageError(f"{out}: a figure ends in one of {', '.join(FIGURES)}")
+        check_writable(out)
+    with app.progress("methods × families × seeds") as progress:
+        result = run_bench(
+            paths, names=methods, tracks=tracks, seeds=seeds, control_weight=control_weight, workers=workers,
+            plugin=plugin, checkpoint=checkpoint, on_progress=progress,
+        )  # fmt: skip
+    from mechrl.report.benchmark import as_dict, draw_curves, print_benchmark
+
+    if out is not None:
+        draw_curves(result, out)
+    if as_json:
+        app.print_json(as_dict(result))
+    else:
+        print_benchmark(result)

@@ -1,0 +1,216 @@
+"""The protocol: what looks cost, few prompts, what a method must not know; the statistics by hand."""
+
+import numpy as np
+import pytest
+from helpers import table_cache
+
+from mechrl.agents import statistics
+from mechrl.agents.methods import METHODS
+from mechrl.agents.orders import in_order
+from mechrl.agents.prior import Gaussian
+from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Few, Problem, episode_scores
+from mechrl.agents.protocol import Evaluation, cost_to, evaluate, exhaustive_runs, mean_curve
+from mechrl.errors import UsageError
+from mechrl.tasks import EVALUATION, TRAIN
+
+LAYERS, HEADS, SIZE = 3, 4, 4
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    damage = {name: rng.normal(size=(48, 12)).astype(np.float32) for name in ("a", "b", "c")}
+    control = 0.1 * rng.normal(size=(48, 12)).astype(np.float32)
+    return table_cache(tmp_path_factory.mktemp("t") / "t.h5", damage, control, LAYERS, HEADS, batch_size=SIZE)
+
+
+def test_a_look_at_few_prompts_costs_its_share_and_sees_their_mean(cache):
+    def search(episode):
+        first = yield Few(0, 1)
+        more = yield Few(0, 2)
+        whole = yield Few(4, SIZE)
+        seen.append((first, more, whole))
+
+    seen = []
+    found = evaluate(cache, "a", search, 12)
+    rows, control = cache.damage("a")[cache.in_split("a", EVALUATION)], cache.batch_control()[0]
+    assert not found.whole
+    assert seen[0][0] == pytest.approx(rows[0, 0] - control[0], abs=1e-6)
+    assert seen[0][1] == pytest.approx(rows[:2, 0].mean() - control[0], abs=1e-6)
+    assert seen[0][2] == pytest.approx(found.scores[0, 4], abs=1e-6)
+    # The clean model on as many prompts as were needed; layer 0 costs 1, layer 1 two thirds.
+    np.testing.assert_allclose(found.runs[0], [1 / 4 + 1 / 4, 2 / 4 + 2 / 4, 1 + 2 / 4 + 2 / 3])
+    # Control: the clean run and, once, each head on a whole batch.
+    np.testing.assert_allclose(found.control_runs[0] - found.runs[0], [2, 2, 2 + 2 / 3])
+
+
+def test_all_looks_can_be_at_few_prompts(cache):
+    found = evaluate(cache, "a", in_order(np.array([0, 11])), 12, prompts=2)
+    np.testing.assert_allclose(found.runs[0], [0.5 + 0.5, 0.5 + 0.5 + 0.5 / 3])
+    rows = cache.damage("a")[cache.in_split("a", EVALUATION)]
+    assert found.seen[0, 0] == pytest.approx(rows[:2, 0].mean() - cache.batch_control()[0, 0], abs=1e-6)
+    assert not found.whole
+
+
+def test_looking_at_several_picks_the_best_and_pays_for_all(cache):
+    found = evaluate(cache, "a", lambda episode: [[0, 1, 2], [3]], 12)
+    assert (found.picked[:, 0] == found.scores[:, :3].argmax(1)).all()
+    np.testing.assert_allclose(found.runs, [[4, 5]] * len(found.runs))
+    again = evaluate(cache, "a", lambda episode: [[0, 1], [0, 1]], 12)
+    np.testing.assert_allclose(again.runs, [[3, 3]] * len(again.runs), err_msg="what is known is not paid for twice")
+
+
+def test_coverage_ranks_by_the_last_estimate(cache):
+    """Head 3 looks best on one prompt and worst on more; it leaves the best three."""
+    evaluation = Evaluation(
+        "t", np.array([[3, 0, 1, 2, 3]]), np.array([[9, 1, 1, 1, -9]], np.float32), np.zeros((1, 5)),
+        np.zeros((1, 4), np.float32), np.array([[1, 1, 1, 0]], np.float32),
+    )  # fmt: skip
+    np.testing.assert_allclose(evaluation.coverages(), [[0, 1 / 3, 2 / 3, 2 / 3, 1]])
+
+
+def test_cost_to_90_percent_is_where_the_mean_curve_gets_there():
+    """One episode covers everything at 2 runs, the other at 5: their mean is enough at 5; weighted, at 2."""
+    runs = np.array([[2.0, 3], [4, 5]])
+    reached = np.repeat(np.array([[[1.0, 1], [0, 1]]]), 3, 0)
+    weights = np.array([[1, 1], [2, 0], [0, 2]])
+    np.testing.assert_allclose(mean_curve(reached, runs, weights, np.array([1, 2, 4.9, 5]))[0], [0, 0.5, 0.5, 1])
+    np.testing.assert_allclose(cost_to(reached, runs, weights, 10.0), [5, 2, 5])
+    np.testing.assert_allclose(cost_to(reached, runs, weights, 4.5), [4.5, 2, 4.5])
+    np.testing.assert_allclose(cost_to(0 * reached, runs, weights, 7.0), [7, 7, 7], err_msg="never: censored")
+
+
+def test_the_exhaustive_sweep_costs_what_it_says(cache):
+    found = evaluate(cache, "a", in_order(np.arange(12)), 12)
+    assert found.runs[0, -1] == pytest.approx(exhaustive_runs(LAYERS, HEADS))
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (lambda episode: [12], "heads are 0 to 11"),
+        (lambda episode: [], "no head at all"),
+        (lambda episode: [Few(0, 5)], "1 to 4 prompts"),
+        (lambda episode: episode.attribution(), "another"),
+        (lambda episode: episode.features(), "another"),
+    ],
+)
+def test_a_method_that_breaks_the_rules_is_told(cache, search, message):
+    with pytest.raises(UsageError, match=message):
+        evaluate(cache, "a", search, 12)
+
+
+def test_more_picks_than_heads_are_refused(cache):
+    with pytest.raises(UsageError, match="between 1 and the 12 heads"):
+        evaluate(cache, "a", in_order(np.arange(12)), 13)
+
+
+def test_scores_of_a_held_out_task_are_not_to_be_had(cache):
+    problem = Problem(cache, "a", ("b", "c"))
+    for ask in (problem.training_scores, problem.training_attribution, problem.training_features):
+        with pytest.raises(UsageError, match="held out"):
+            ask("a")
+    np.testing.assert_allclose(problem.training_scores("b"), episode_scores(cache, "b", TRAIN))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.agent and m.track != ATTRIBUTION], ids=lambda m: m.name)
+def test_every_method_looks_at_every_head(cache, method):
+    problem = Problem(cache, "a", ("b", "c"), method.track)
+    found = evaluate(cache, "a", method.prepare(problem), 12, track=method.track)
+    for row in found.picked:
+        assert set(row.tolist()) == set(range(12))
+        assert len(row) == 12 or not found.whole
+
+
+def test_a_method_is_ten_lines(cache, monkeypatch):
+    """What docs and README say of registering a method."""
+    from mechrl.agents.methods import Method
+
+    def last_layer_first(problem):
+        return lambda episode: reversed(range(episode.n_sites))
+
+    found = evaluate(cache, "a", Method("mine", SCORES, last_layer_first).prepare(Problem(cache, "a", ())), 12)
+    assert found.picked[0].tolist() == list(range(11, -1, -1))
+
+
+def test_portfolio_covers_one_task_after_the_other(tmp_path):
+    """Two tasks hang on heads 5 and 7, a little on 6; the static order takes 6 before 7, the cover does not."""
+    from mechrl.agents.orders import portfolio, static_order
+
+    def task(**scores):
+        return np.tile(np.array([scores.get(f"h{i}", 0.0) for i in range(12)], np.float32), (12, 1))
+
+    damage = {"a": task(h5=10, h6=6), "b": task(h7=4, h6=3), "c": task()}
+    control = np.zeros((12, 12), np.float32)
+    planted = table_cache(tmp_path / "t.h5", damage, control, LAYERS, HEADS)
+    problem = Problem(planted, "c", ("a", "b"))
+    assert portfolio(problem)(None)[:3].tolist() == [6, 5, 7]
+    assert static_order(problem)(None)[:3].tolist() == [5, 6, 7]
+    assert sorted(portfolio(problem)(None).tolist()) == list(range(12))
+
+
+def test_halving_spends_more_prompts_on_fewer_heads(cache):
+    method = next(m for m in METHODS if m.name == "sequential halving")
+    found = evaluate(cache, "a", method.prepare(Problem(cache, "a", ())), 12)
+    assert found.picked.shape[1] == 12 + 6 + 3, "on 1, 2 and 4 prompts"
+    assert set(found.picked[0, 18:]) <= set(found.picked[0, 12:18])
+    np.testing.assert_allclose(found.seen[0, 18:], found.scores[0, found.picked[0, 18:]], rtol=1e-5)
+
+
+def test_the_gaussian_is_conditioned_as_the_formula_says():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(5, 5))
+    prior = Gaussian.of(rng.normal(size=5), root @ root.T)
+    now = prior.given(1, 2.0).given(3, -1.0)
+    seen, values = [1, 3], np.array([2.0, -1.0])
+    gain = prior.covariance[:, seen] @ np.linalg.inv(prior.covariance[np.ix_(seen, seen)])
+    np.testing.assert_allclose(now.mean, prior.mean + gain @ (values - prior.mean[seen]), atol=1e-4)
+    np.testing.assert_allclose(now.covariance, prior.covariance - gain @ prior.covariance[seen], atol=1e-4)
+    drawn = np.stack([now.draw(rng) for _ in range(20_000)])
+    np.testing.assert_allclose(drawn.mean(0), now.mean, atol=0.1)
+    np.testing.assert_allclose(np.cov(drawn.T), now.covariance, atol=0.2)
+
+
+def test_resampled_truth_is_what_resampling_prompts_by_hand_gives(cache):
+    truth, weights = statistics.resampled_truth(cache, "a", EVALUATION, 0.5, n=3, seed=1)
+    plain = evaluate(cache, "a", in_order(np.arange(12)), 12, control_weight=0.5)
+    np.testing.assert_allclose(truth[0], plain.true_scores, atol=1e-5)
+    assert (weights[0] == 1).all()
+    assert (weights.sum(1) == weights.shape[1]).all()
+    rng = np.random.default_rng(1)
+    n = cache.in_split("a", EVALUATION).sum()
+    drawn = [rng.multinomial(n, np.full(n, 1 / n), 3) for _ in range(2)]  # every prompt is a group of its own
+    rows = cache.damage("a")[cache.in_split("a", EVALUATION)]
+    spans = cache.control_damage[cache.in_split(None, EVALUATION)]
+    outside = np.arange(n) >= SIZE
+    means = [
+        np.average(values[outside], axis=0, weights=of_row[2][outside])
+        for values, of_row in zip((rows, spans), drawn, strict=True)
+    ]
+    np.testing.assert_allclose(truth[3, 0], means[0] - 0.5 * means[1], atol=1e-5)
+
+
+def test_sign_flips_and_holm_by_hand():
+    assert statistics.sign_flips([-1, -2, -3]) == pytest.approx(1 / 8)
+    assert statistics.sign_flips([1, 2, 3]) == pytest.approx(1)
+    assert statistics.sign_flips([-3, 1]) == pytest.approx(2 / 4)
+    assert statistics.holm({"x": 0.03, "y": 0.02, "z": 0.5}) == pytest.approx({"y": 0.06, "x": 0.06, "z": 0.5})
+
+
+def test_hierarchical_means_weigh_families_alike_and_the_interval_comes_from_all_levels():
+    def parts(*values):
+        return {"cache": [(1, np.array([values] * 2, float))]}
+
+    cells = {"f": {"t1": parts(1, 1, 1), "t2": parts(3, 3, 3)}, "g": {"t3": parts(10, 10, 10)}}
+    mean, low, high = statistics.hierarchical(cells)
+    assert mean == pytest.approx((2 + 10) / 2)
+    many = {f: {t: {"c": [(1, np.full((1, 400), v))]} for t, v in of.items()} for f, of in
+            {"f": {"t1": 1.0, "t2": 3.0}, "g": {"t3": 10.0}}.items()}  # fmt: skip
+    mean, low, high = statistics.hierarchical(many)
+    assert low < 3 < 9 < high, "families are drawn, so that the interval spans them"
+    signed = {"f": {"t": {"c": [(1, np.full((1, 9), 5.0)), (-1, np.full((3, 9), 2.0))]}}}
+    assert statistics.hierarchical(signed) == pytest.approx((3, 3, 3))
+
+
+def test_references_are_no_comparators():
+    assert {m.name for m in METHODS if m.track == REFERENCE} == {"random", "exhaustive", "own order (cheats)"}
