@@ -16,7 +16,13 @@ from mechrl.agents import methods as registry
 from mechrl.agents.methods import Method
 from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Problem, families
 from mechrl.agents.protocol import (
-    RATIO_PICKS, Evaluation, cost_to, coverages, evaluate, exhaustive_runs, mean_curve,
+    RATIO_PICKS,
+    Evaluation,
+    cost_to,
+    coverages,
+    evaluate,
+    exhaustive_runs,
+    mean_curve,
 )  # fmt: skip
 from mechrl.agents.statistics import Cells, family_means, hierarchical, holm, resampled_truth, sign_flips
 from mechrl.cache.reader import Cache

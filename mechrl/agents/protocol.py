@@ -10,7 +10,15 @@ from functools import cached_property
 import numpy as np
 
 from mechrl.agents.problem import (
-    ATTRIBUTION, SCORES, Episode, Few, Search, Start, episode_attribution, episode_features, episode_scores,
+    ATTRIBUTION,
+    SCORES,
+    Episode,
+    Few,
+    Search,
+    Start,
+    episode_attribution,
+    episode_features,
+    episode_scores,
 )  # fmt: skip
 from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError
