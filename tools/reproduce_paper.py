@@ -1,6 +1,6 @@
 """Set the figures of arXiv 2605.26343v1 beside ours: the last step of tools/reproduce_paper.sh.
 
-    python tools/reproduce_paper.py CACHE BEST_OF_1.zip BEST_OF_5.zip --out report.md
+python tools/reproduce_paper.py CACHE BEST_OF_1.zip BEST_OF_5.zip --out report.md
 """
 
 from pathlib import Path
@@ -72,15 +72,15 @@ def report(cache: Cache, agents: dict[int, tuple]) -> str:
     rows = []
     for task, found in results.items():
         for name, evaluation in found.items():
-            rows.append([task, name, best_found(evaluation), _published(task, name), float(evaluation.scores.max(1).mean())])
+            rows.append(
+                [task, name, best_found(evaluation), _published(task, name), float(evaluation.scores.max(1).mean())]
+            )
     lines.append(table(["task", "method", "ours", "published", "our oracle"], rows))
     lines.append("## Oracle ratio after so many picks, and coverage: as we evaluate\n")
     rows = []
     for task, found in results.items():
         for name, evaluation in found.items():
-            ratios = [
-                float(r.mean()) if p <= note.picks and len(r := evaluation.ratios(p)) else None for p in PICKS
-            ]
+            ratios = [float(r.mean()) if p <= note.picks and len(r := evaluation.ratios(p)) else None for p in PICKS]
             rows.append([task, name, *ratios, float(evaluation.coverages()[:, -1].mean())])
     lines.append(table(["task", "method", *(f"ratio@{p}" for p in PICKS), "coverage at the end"], rows))
     lines.append("## The ten best heads\n")

@@ -1,0 +1,206 @@
+"""The benchmark: every family held out, the comparator chosen elsewhere, the same table twice, the closing sentence."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import table_cache
+
+from mechrl.agents import bench as benchmark
+from mechrl.agents.bench import NO_DIFFERENCE, UNDECIDED, WINS, Verdict, bench, choose_comparators
+from mechrl.agents.problem import Problem, families
+from mechrl.cli.bench import bench as command
+from mechrl.errors import UsageError
+from mechrl.report.benchmark import as_dict, sentence
+
+QUICK = ["random", "static order", "Gaussian, expected improvement", "sweep on 1 prompt"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Tasks a and b hang on heads 1, 2, 3, task c on 6, 7, 8."""
+    rng = np.random.default_rng(0)
+    damage = {}
+    for name, heads in {"a": (1, 2, 3), "b": (1, 2, 3), "c": (6, 7, 8)}.items():
+        damage[name] = 0.3 * rng.normal(size=(48, 12)).astype(np.float32)
+        damage[name][:, heads] += 3 if name == "c" else 5
+    control = 0.1 * rng.normal(size=(48, 12)).astype(np.float32)
+    return table_cache(tmp_path_factory.mktemp("t") / "t.h5", damage, control, 3, 4, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def result(cache):
+    return bench([cache.path], names=QUICK, seeds=2, workers=1)
+
+
+def outcome(result, method, task, seed=0):
+    return next(o for o in result.outcomes if (o.method, o.task, o.seed) == (method, task, seed))
+
+
+def test_every_family_is_held_out_and_nothing_of_it_is_known(result, cache, monkeypatch):
+    assert families(cache) == {"a": ["a"], "b": ["b"], "c": ["c"]}
+    assert {(o.method, o.task) for o in result.outcomes} == {(m, t) for m in QUICK for t in "abc"}
+    # The order of b finds a's heads at once; that of a and b does not know those of c.
+    assert np.exp(outcome(result, "static order", "a").log_cost[0]) == pytest.approx(1 + 3)
+    assert np.exp(outcome(result, "static order", "c").log_cost[0]) > 1 + 4
+    seen = []
+    real = Problem.training_scores
+    monkeypatch.setattr(
+        Problem, "training_scores", lambda self, task: seen.append((self.task, task)) or real(self, task)
+    )
+    bench([cache.path], names=["static order"], workers=1)
+    assert set(seen) == {(held, task) for held in "abc" for task in "abc" if task != held}
+
+
+def test_looking_at_one_prompt_of_every_head_is_cheap_where_prompts_agree(result):
+    for task in "abc":
+        cost = np.exp(outcome(result, "sweep on 1 prompt", task).log_cost[0])
+        assert cost <= 1 / 4 + 8 / 4
+
+
+def test_seeds_change_what_is_random_and_nothing_else(result):
+    assert {o.seed for o in result.outcomes if o.method == "random"} == {0, 1}
+    assert {o.seed for o in result.outcomes if o.method == "static order"} == {0}
+    one, other = outcome(result, "random", "a", 0), outcome(result, "random", "a", 1)
+    assert not np.array_equal(one.curve, other.curve)
+
+
+def test_two_runs_give_the_same_table_in_one_process_or_two(result, cache):
+    again = bench([cache.path], names=QUICK, seeds=2, workers=2)
+    drop = {"set_up_seconds"}
+    one, other = as_dict(result), as_dict(again)
+    for found in (one, other):
+        for row in found["methods"].values():
+            for name in drop:
+                row.pop(name)
+    assert json.dumps(one) == json.dumps(other)
+
+
+def test_costs_have_intervals(result):
+    found = as_dict(result)["methods"]
+    for row in found.values():
+        assert row["cost_low"] <= row["cost"] <= row["cost_high"]
+    assert found["static order"]["cost_low"] < found["static order"]["cost_high"]
+
+
+def test_the_set_up_is_told(result):
+    assert outcome(result, "static order", "a").set_up_runs == 2 * 9 * (1 + 4 * 2)
+    assert outcome(result, "random", "a").set_up_runs == 0
+
+
+def fake_selection(costs):
+    """costs[target][method][family]"""
+    for target, by_method in costs.items():
+        for method, by_family in by_method.items():
+            for family, cost in by_family.items():
+                job = type("J", (), {"path": "p", "target": target})
+                yield job, type("O", (), {"method": method, "family": family, "log_cost": np.log([cost])})
+
+
+def test_the_comparator_is_the_cheapest_on_the_other_families():
+    chosen = choose_comparators(
+        list(fake_selection({"a": {"x": {"b": 2, "c": 8}, "y": {"b": 3, "c": 3}}, "b": {"x": {"a": 1}, "y": {"a": 2}}}))
+    )
+    assert chosen == {"p": {"a": "y", "b": "x"}}
+
+
+def verdict(low, high, p):
+    return Verdict("scores", "agent", {"p": {"a": "x"}}, {"a": 0.0}, (low + high) / 2, low, high, p, p)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "said"),
+    [
+        (-0.5, -0.2, 0.01, WINS),
+        (-0.5, -0.2, 0.06, UNDECIDED),
+        (-0.08, 0.05, 0.5, NO_DIFFERENCE),
+        (-0.08, -0.05, 0.01, WINS),
+        (-0.08, 0.2, 0.5, UNDECIDED),
+        (0.2, 0.5, 1.0, UNDECIDED),
+    ],
+)
+def test_the_closing_sentence(low, high, p, said):
+    found = verdict(low, high, p)
+    assert found.sentence == said
+    assert sentence(found).startswith(f"scores: {said}")
+    assert "too few families to claim transfer" in sentence(found)
+    five = replace(found, families=dict.fromkeys("abcde", 0.0))
+    assert "too few" not in sentence(five)
+
+
+def test_one_family_cannot_be_left_out(tmp_path):
+    only = table_cache(tmp_path / "t.h5", {"a": np.ones((12, 4), np.float32)}, np.zeros((12, 4), np.float32), 2, 2)
+    with pytest.raises(UsageError, match="leaving one out needs two"):
+        bench([only.path], workers=1)
+
+
+def test_a_cache_without_attribution_says_so(cache):
+    with pytest.raises(UsageError, match="holds no attribution"):
+        bench([cache.path], tracks=["attribution"], workers=1)
+
+
+def test_a_wrong_method_gets_a_hint(cache):
+    with pytest.raises(UsageError, match="static order"):
+        bench([cache.path], names=["static ordr"], workers=1)
+
+
+PLUGIN = """
+from mechrl.agents.methods import METHODS, Method
+
+def backwards(problem):
+    return lambda episode: reversed(range(episode.n_sites))
+
+METHODS.append(Method("backwards", "scores", backwards, exploratory=True))
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    from mechrl.agents.methods import METHODS
+
+    before = list(METHODS)
+    yield tmp_path / "mine.py"
+    METHODS[:] = before
+    benchmark._load_plugin.cache_clear()
+
+
+def test_a_plugin_adds_a_method_in_every_process(cache, plugin):
+    plugin.write_text(PLUGIN)
+    found = bench([cache.path], names=["backwards", "static order"], workers=2, plugin=plugin)
+    assert {o.method for o in found.outcomes} == {"backwards", "static order"}
+
+
+def test_a_plugin_that_fails_is_named(cache, plugin):
+    plugin.write_text("1 / 0")
+    with pytest.raises(UsageError, match=r"mine\.py cannot be run: ZeroDivisionError"):
+        bench([cache.path], workers=1, plugin=plugin)
+
+
+def test_the_command_prints_tables_a_figure_and_json(call, cache, tmp_path):
+    flags = ("--cache", cache.path, "--methods", "random,static order", "--workers", "1", "--seeds", "1")
+    code, out, _ = call(command, *flags, "--out", tmp_path / "curves.png")
+    assert code == 0
+    assert "track scores: cost to 90 % coverage" in out
+    assert "exploratory" in out
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, _ = call(command, *flags, "--json")
+    found = json.loads(out)
+    assert set(found["methods"]) == {"random", "static order"}
+    assert found["pairs"][str(cache.path)]["a on b"]["cost"] == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cache", "nowhere.h5"), "there is no cache at nowhere.h5"),
+        (("--plugin", "nowhere.py"), "nowhere.py: no such file"),
+        (("--out", "curves.txt"), "ends in one of"),
+    ],
+)
+def test_wrong_input_of_the_command(call, cache, flags, message):
+    if flags[0] == "--out":
+        flags = ("--cache", cache.path, *flags)
+    code, _, err = call(command, *flags)
+    assert code == 2
+    assert message in err
