@@ -5,14 +5,17 @@ first. With k = 1 the candidate is the pick; with more, all are looked at, each 
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
 from mechrl.tasks import TRAIN
+
+if TYPE_CHECKING:
+    from mechrl.agents.ppo import PlanningPolicy
 
 Method = Callable[[Episodes], np.ndarray]
 
@@ -43,16 +46,15 @@ def static_order(cache: Cache, tasks: Sequence[str], control_weight: float = 1.0
     return np.argsort(-np.mean(scores, axis=0), kind="stable")
 
 
-def policy_method(policy: MaskableActorCriticPolicy, k: int = 1) -> Method:
+def policy_method(policy: "PlanningPolicy", k: int = 1) -> Method:
     """The `k` most probable heads of a policy that are left."""
 
     @torch.inference_mode()
     def choose(episodes: Episodes) -> np.ndarray:
         policy.set_training_mode(False)
-        observation = torch.as_tensor(episodes.observation, device=policy.device)
-        distribution = policy.get_distribution(observation, action_masks=episodes.untried)
-        logits = distribution.distribution.logits  # type: ignore[union-attr]
+        untried = torch.from_numpy(episodes.untried)
+        log_probs, _ = policy.log_probs_and_values(torch.from_numpy(episodes.observation), untried)
         left = int(episodes.untried.sum(1).min())
-        return logits.topk(min(k, left), dim=1).indices.cpu().numpy()
+        return log_probs.topk(min(k, left), dim=1).indices.numpy()
 
     return choose
