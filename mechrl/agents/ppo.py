@@ -61,8 +61,8 @@ class PlanningPolicy(MaskableActorCriticPolicy):
     plan_k = 1
     look: Callable[[np.ndarray], np.ndarray]
 
-    def __init__(self, *args: Any, activation_fn: type[torch.nn.Module] = Tanh, **kwargs: Any):
-        super().__init__(*args, activation_fn=activation_fn, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **({"activation_fn": Tanh} | kwargs))
 
     def log_probs_and_values(self, obs: torch.Tensor, untried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of all heads, [episode, site], about −1e8 for a tried one, and values, [episode].
