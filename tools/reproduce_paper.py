@@ -6,7 +6,6 @@ python tools/reproduce_paper.py CACHE BEST_OF_1.zip BEST_OF_5.zip --out report.m
 from pathlib import Path
 
 import click
-import numpy as np
 
 from mechrl.agents.checkpoint import CheckpointNote, load_checkpoint
 from mechrl.agents.orders import random_order, static_order

@@ -1,17 +1,17 @@
 """Searching an episode with a trained policy."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
 from mechrl.agents.problem import Episode, Search, Start
 from mechrl.envs.kernel import SCORE_SCALE
 
 
 def policy_search(
-    policy: MaskableActorCriticPolicy,
+    policy: Any,
     signals: Sequence[str] = (),
     task: str | None = None,
     k: int = 1,
@@ -19,7 +19,8 @@ def policy_search(
 ) -> Start:
     """Pick the most probable head that is left, or look at the `k` most probable and pick the best of them.
 
-    :param signals: the tasks of the policy's one-hot.
+    :param policy: a `PlanningPolicy`.
+    :param signals: the tasks of its one-hot.
     :param task: which of them to show; None, or a task that is not among them, shows none.
     :param shuffled: show the scores seen so far in random order over the heads that were tried.
     """
@@ -38,9 +39,8 @@ def policy_search(
                 at = np.flatnonzero(tried)
                 shown[len(signals) + n + at] = scores[episode.rng.permutation(at)]
             untried = tried == 0
-            distribution = policy.get_distribution(torch.from_numpy(shown)[None], action_masks=untried[None])
-            logits = distribution.distribution.logits[0]  # type: ignore[union-attr]
-            candidates = logits.topk(min(k, n - pick)).indices.numpy()
+            log_probs, _ = policy.log_probs_and_values(torch.from_numpy(shown)[None], torch.from_numpy(untried)[None])
+            candidates = log_probs[0].topk(min(k, n - pick)).indices.numpy()
             seen = yield candidates
             best = int(seen.argmax())
             tried[candidates[best]] = 1

@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 
+from mechrl.agents.lean_ppo import LeanPPO, Tanh
 from mechrl.agents.policy_search import policy_search
 from mechrl.agents.protocol import evaluate
 from mechrl.cache.reader import Cache
@@ -39,8 +41,8 @@ class Preset:
 
 PRESETS = {
     "default": Preset(
-        n_envs=64, steps=60_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.5, gae_lambda=0.9, minibatches=4,
-        epochs=4, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
+        n_envs=64, steps=60_000, learning_rate=4e-3, final_learning_rate=8e-4, gamma=0.5, gae_lambda=0.9, minibatches=4,
+        epochs=2, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
     ),
     # arXiv 2605.26343 and its public code.
     "paper": Preset(
@@ -59,22 +61,41 @@ class PlanningPolicy(MaskableActorCriticPolicy):
     plan_k = 1
     look: Callable[[np.ndarray], np.ndarray]
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **({"activation_fn": Tanh} | kwargs))
+
+    def log_probs_and_values(self, obs: torch.Tensor, untried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of all heads, [episode, site], about −1e8 for a tried one, and values, [episode].
+
+        All that training and evaluation ask of a policy. `untried` is bool [episode, site].
+        """
+        actor, critic = self.mlp_extractor(obs)
+        logits = self.action_net(actor).masked_fill(~untried, -1e8)  # as sb3-contrib does; -inf has no gradient
+        return logits.log_softmax(1), self.value_net(critic)[:, 0]
+
+    def sample(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """Draws a head for each episode, int64 [episode]; with `plan_k` > 1 the best of so many draws."""
+        # Inverse transform sampling: `multinomial` draws a number per head. Doubles, so that no draw is past the end.
+        below = log_probs.double().exp_().cumsum(1)
+        draws = torch.rand(len(below), self.plan_k, dtype=torch.float64) * below[:, -1:]
+        candidates = torch.searchsorted(below, draws, right=True)
+        if self.plan_k == 1:
+            return candidates[:, 0]
+        best = torch.as_tensor(self.look(candidates.T.numpy()).argmax(0))
+        return candidates.gather(1, best[:, None])[:, 0]
+
     def forward(
         self, obs: torch.Tensor, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self.plan_k == 1:
-            return super().forward(obs, deterministic, action_masks)
-        distribution = self.get_distribution(obs, action_masks)
-        candidates = torch.stack([distribution.sample() for _ in range(self.plan_k)])
-        best = torch.as_tensor(self.look(candidates.cpu().numpy()).argmax(0), device=candidates.device)
-        actions = candidates.gather(0, best[None])[0]
-        return actions, self.predict_values(obs), distribution.log_prob(actions)
+        n_sites = int(cast(spaces.Discrete, self.action_space).n)
+        masks = np.ones((len(obs), n_sites), np.bool_) if action_masks is None else action_masks
+        log_probs, values = self.log_probs_and_values(obs, torch.as_tensor(masks, dtype=torch.bool))
+        actions = log_probs.argmax(1) if deterministic else self.sample(log_probs)
+        return actions, values[:, None], log_probs.gather(1, actions[:, None])[:, 0]
 
 
 def make_policy(n_signals: int, n_sites: int, layers: Sequence[int]) -> PlanningPolicy:
     """An untrained policy for observations of this size, to load parameters into."""
-    from gymnasium import spaces
-
     return PlanningPolicy(
         spaces.Box(-np.inf, np.inf, (n_signals + 2 * n_sites,), np.float32),
         spaces.Discrete(n_sites),
@@ -92,6 +113,8 @@ def train(
     plan_k: int = 1,
     tensorboard: Path | None = None,
     on_rollout: Callable[[MaskablePPO], None] = lambda ppo: None,
+    policy_class: type[PlanningPolicy] = PlanningPolicy,
+    policy_kwargs: dict[str, Any] | None = None,
 ) -> MaskablePPO:
     """Train PPO for `steps` picks (rounded up to whole rollouts).
 
@@ -99,10 +122,11 @@ def train(
     :param plan_k: how many heads to look at before each pick.
     :param tensorboard: a folder for TensorBoard logs.
     :param on_rollout: called after every rollout.
+    :param policy_kwargs: further arguments of `policy_class`; `net_arch` overrides the preset's layers.
     """
     rollout = episodes.n * episodes.picks
-    ppo = MaskablePPO(
-        PlanningPolicy,
+    ppo = LeanPPO(
+        policy_class,
         HeadVecEnv(episodes, seed),
         learning_rate=lambda left: (
             preset.final_learning_rate + (preset.learning_rate - preset.final_learning_rate) * left
@@ -115,7 +139,7 @@ def train(
         clip_range=preset.clip,
         ent_coef=preset.entropy,
         vf_coef=preset.value,
-        policy_kwargs={"net_arch": list(preset.layers)},
+        policy_kwargs={"net_arch": list(preset.layers), **(policy_kwargs or {})},
         tensorboard_log=str(tensorboard) if tensorboard else None,
         seed=seed,
         device="cpu",
@@ -143,9 +167,8 @@ def log_evaluation(ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: 
     """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger."""
     measured: dict[str, Any] = {}
     for task in tasks:
-        evaluation = evaluate(
-            cache, task, policy_search(ppo.policy, tasks, task), min(3, picks), control_weight=control_weight
-        )
+        method = policy_search(cast(PlanningPolicy, ppo.policy), tasks, task)
+        evaluation = evaluate(cache, task, method, min(3, picks), control_weight=control_weight)
         if len(ratios := evaluation.ratios(3)):
             measured[task] = float(ratios.mean())
             ppo.logger.record(f"evaluation/ratio@3 {task}", measured[task])
