@@ -176,6 +176,7 @@ def main(out, folder, layers, heads, width, steps, batch, lr, seed):
         vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=width, n_layer=layers, n_head=heads,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        activation_function="gelu_pytorch_tanh",  # gelu_new as one fused operation: a third of a step's time
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     text = Text(vocabulary, seed)
@@ -209,6 +210,7 @@ def main(out, folder, layers, heads, width, steps, batch, lr, seed):
 def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """float16 on disk; the model in memory stays as it is."""
     state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    model.config.activation_function = "gelu_new"
     model.save_pretrained(out, state_dict=state)
     tokenizer.save_pretrained(out)
 
