@@ -133,7 +133,7 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
             _check_sweepable(name, bridge, tokens, logits)
             constants = _constants(unfolded, _head_outputs(bridge))
     _speed_up(bridge)
-    bridge.eval()
+    bridge.eval().requires_grad_(False)
     return Model(bridge, name, revision, sha256, _tokenizer_sha256(tokenizer), Vocabulary(tokenizer), constants)
 
 

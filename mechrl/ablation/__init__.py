@@ -1,7 +1,9 @@
-"""Ablating heads: what replaces them, the fast sweep over all of them, and the slow reference."""
+"""Ablating heads: what replaces them, the fast sweep, the slow reference, an estimate by gradients."""
 
 from mechrl.ablation.kinds import Ablation
 
 MEASURES = ("logit_diff", "logprob", "kl", "top1", "prob_diff")  # each is defined in `ablation.measures.measure`
+# What an intact head looks like on a prompt; each is defined in `ablation.attribution.head_features`.
+FEATURES = ("attention_entropy", "previous_token", "bos_attention", "output_norm")
 
-__all__ = ["MEASURES", "Ablation"]
+__all__ = ["FEATURES", "MEASURES", "Ablation"]

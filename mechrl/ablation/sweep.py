@@ -58,7 +58,7 @@ class Sweep:
         if model.device.type == "cpu":
             _keep_freed_memory()
         self._bare = self._ends_bare()
-        self._plain = self._adds_plainly()
+        self.plain = self._adds_plainly()
 
     def task(
         self, prompts: Prompts, replacement: Replacement = NOTHING
@@ -73,11 +73,11 @@ class Sweep:
         def sweep(rows: np.ndarray) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
             return self._task(prompts[rows], replacement[rows])
 
-        groups = self._fitting_memory(sweep, len(prompts), int(prompts.length.max()))
+        groups = self.fitting_memory(sweep, len(prompts), int(prompts.length.max()))
         clean, ablated = ({name: [part[i][name] for part in groups] for name in groups[0][i]} for i in (0, 1))
         return (
-            {name: _numpy(torch.cat(parts), "prompt") for name, parts in clean.items()},
-            {name: _numpy(torch.cat(parts), "prompt", self.model.n_heads) for name, parts in ablated.items()},
+            {name: finite(torch.cat(parts), "prompt") for name, parts in clean.items()},
+            {name: finite(torch.cat(parts), "prompt", self.model.n_heads) for name, parts in ablated.items()},
         )
 
     def control(self, spans: np.ndarray, replacement: Replacement = NOTHING) -> tuple[np.ndarray, np.ndarray]:
@@ -92,21 +92,21 @@ class Sweep:
         def sweep(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
             return self._control(spans[rows], replacement[rows])
 
-        clean, ablated = zip(*self._fitting_memory(sweep, len(spans), spans.shape[1]), strict=True)
-        return _numpy(torch.cat(clean), "span"), _numpy(torch.cat(ablated), "span", self.model.n_heads)
+        clean, ablated = zip(*self.fitting_memory(sweep, len(spans), spans.shape[1]), strict=True)
+        return finite(torch.cat(clean), "span"), finite(torch.cat(ablated), "span", self.model.n_heads)
 
     @torch.inference_mode()
     def clean(self, prompts: Prompts) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Measures of the intact model on one batch, float32 [prompt], and the most probable next token, [prompt]."""
-        tokens, last, answers, wrongs = self._tensors(prompts)
-        logits = self._unembed(self._clean(tokens, last)[1])
+        tokens, last, answers, wrongs = self.tensors(prompts)
+        logits = self.unembed(self.clean_run(tokens, last)[1])
         measures = measure(logits, logits.log_softmax(-1), answers, wrongs)
-        return {name: _numpy(values, "prompt") for name, values in measures.items()}, logits.argmax(-1).cpu().numpy()
+        return {name: finite(values, "prompt") for name, values in measures.items()}, logits.argmax(-1).cpu().numpy()
 
     @torch.inference_mode()
     def head_outputs(self, tokens: np.ndarray) -> list[torch.Tensor]:
         """`hook_z` of each layer in the intact model, [row, position, head, head width], of tokens [row, position]."""
-        return [entry.z for entry in self._clean(torch.from_numpy(tokens).long().to(self.model.device), None)[0]]
+        return [entry.z for entry in self.clean_run(torch.from_numpy(tokens).long().to(self.model.device), None)[0]]
 
     def direct(self, prompts: Prompts, replacement: Replacement = NOTHING) -> np.ndarray | None:
         """The direct effect of every head on the logit difference of one batch, in nats, float32 [prompt, site].
@@ -117,31 +117,26 @@ class Sweep:
 
         :returns: None for a model that does more with a head's output than add it to the residual stream.
         """
-        if not self._plain:
+        if not self.plain:
             return None
 
         def direct(rows: np.ndarray) -> torch.Tensor:
             return self._direct(prompts[rows], replacement[rows])
 
-        groups = self._fitting_memory(direct, len(prompts), int(prompts.length.max()))
-        return _numpy(torch.cat(groups), "prompt", self.model.n_heads)
+        groups = self.fitting_memory(direct, len(prompts), int(prompts.length.max()))
+        return finite(torch.cat(groups), "prompt", self.model.n_heads)
 
     @torch.inference_mode()
     def _direct(self, prompts: Prompts, replacement: Replacement) -> torch.Tensor:
-        tokens, last, answers, wrongs = self._tensors(prompts)
-        entries, final = self._clean(tokens, last)
-        entries = self._with_other(entries, replacement, last, tokens.shape[1])
+        tokens, last, answers, wrongs = self.tensors(prompts)
+        entries, final = self.clean_run(tokens, last)
+        entries = self.with_other(entries, replacement, last, tokens.shape[1])
         norm = self.model.bridge.ln_final
         slope = self._slope(norm(final), answers, wrongs)
         n_heads, columns = self.model.n_heads, []
         for entry, block in zip(entries, self.model.bridge.blocks, strict=True):
-            taken = _at(entry.z if entry.other is None else entry.z - entry.other, last)
-            alone = taken.new_zeros(n_heads, *taken.shape)
-            for head in range(n_heads):
-                alone[head, :, :, head] = taken[:, :, head]
-            written = block.attn.o(alone.flatten(3).flatten(0, 1)) - block.attn.o(
-                torch.zeros_like(taken[:1]).flatten(2)
-            )
+            taken = at(entry.z if entry.other is None else entry.z - entry.other, last)
+            written = written_alone(block, taken).flatten(0, 1)
             # A norm is a linear map divided by the scale of its input: so this is that map, divided by the clean scale.
             kept = (norm(written) - norm(torch.zeros_like(written))) * self._scale(written)
             effect = (kept.view(n_heads, len(last), -1).float() / self._scale(final)[None, :, 0] * slope).sum(-1)
@@ -159,7 +154,7 @@ class Sweep:
         """The gradient of the logit difference by what leaves the final norm, float32 [row, width]."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = normed.clone().requires_grad_()
-            logits = self._unembed(normed.clone(), normed=leaf)
+            logits = self.unembed(normed.clone(), normed=leaf)
             difference = measure(logits, logits.detach(), answers.clone(), wrongs.clone())["logit_diff"]
             return torch.autograd.grad(difference.sum(), leaf)[0][:, 0].float()
 
@@ -178,13 +173,13 @@ class Sweep:
         rest = after - before - bridge.blocks[-1].attn.o(z.flatten(2)) - mlp
         return bool(rest.abs().max() <= 1e-3 * after.abs().max())
 
-    def _with_other(
+    def with_other(
         self, entries: list[Entry], replacement: Replacement, last: torch.Tensor, positions: int
     ) -> list[Entry]:
         """The clean run with what is put in place of its heads."""
         if replacement.sources is not None:
             sources = torch.from_numpy(replacement.sources[:, :positions]).long().to(last.device)
-            others = [entry.z for entry in self._clean(sources, last)[0]]
+            others = [entry.z for entry in self.clean_run(sources, last)[0]]
         elif replacement.table is not None:
             table = torch.from_numpy(replacement.table).to(last.device, entries[0].z.dtype)
             back = last[:, None] - torch.arange(positions, device=last.device)
@@ -197,10 +192,10 @@ class Sweep:
     def _task(
         self, prompts: Prompts, replacement: Replacement
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        tokens, last, answers, wrongs = self._tensors(prompts)
-        entries, final = self._clean(tokens, last)
-        entries = self._with_other(entries, replacement, last, tokens.shape[1])
-        logits = self._unembed(final)
+        tokens, last, answers, wrongs = self.tensors(prompts)
+        entries, final = self.clean_run(tokens, last)
+        entries = self.with_other(entries, replacement, last, tokens.shape[1])
+        logits = self.unembed(final)
         clean_logprobs = logits.log_softmax(-1)
         clean = measure(logits, clean_logprobs, answers, wrongs)
         columns: dict[str, list[torch.Tensor]] = {name: [] for name in clean}
@@ -213,9 +208,9 @@ class Sweep:
     @torch.inference_mode()
     def _control(self, spans: np.ndarray, replacement: Replacement) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.from_numpy(spans).long().to(self.model.device)
-        entries, final = self._clean(tokens, None)
+        entries, final = self.clean_run(tokens, None)
         last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
-        entries = self._with_other(entries, replacement, last, tokens.shape[1])
+        entries = self.with_other(entries, replacement, last, tokens.shape[1])
         columns = [
             self._loss(self._ablated(entries[layer], layer, heads, None), tokens)
             for layer, heads in self._passes(tokens)
@@ -231,7 +226,7 @@ class Sweep:
         :returns: [head, row, vocabulary].
         """
         final = self._ablated(entry, layer, heads, last)
-        return self._unembed(final).view(len(heads), len(last), -1)
+        return self.unembed(final).view(len(heads), len(last), -1)
 
     def self_check(
         self,
@@ -248,13 +243,13 @@ class Sweep:
         :returns: the largest absolute difference of a logit, divided by that of a logit, or by 1 if it is smaller.
         :raises MachineError: it is above the limit: this model cannot be swept correctly.
         """
-        tokens, last, _, _ = self._tensors(prompts)
+        tokens, last, _, _ = self.tensors(prompts)
         with torch.inference_mode():
-            entries, final = self._clean(tokens, last)
-            entries = self._with_other(entries, replacement, last, tokens.shape[1])
+            entries, final = self.clean_run(tokens, last)
+            entries = self.with_other(entries, replacement, last, tokens.shape[1])
             # A model that looks ahead would see the padding: rows of full length must not change when they get some.
             longer = torch.nn.functional.pad(tokens, (0, int(tokens.shape[1] < self.model.n_ctx)))
-            found = [self._unembed(final), self._unembed(self._clean(longer, last)[1])]
+            found = [self.unembed(final), self.unembed(self.clean_run(longer, last)[1])]
         for layer, heads in check_sites(self.model):
             found += self.logits(entries[layer], layer, heads, last)
         error = (torch.stack(found) - torch.cat([expected[:1], expected])).abs().max().item()
@@ -267,17 +262,20 @@ class Sweep:
             )
         return error / largest
 
-    def _fitting_memory(self, sweep: Callable, n_rows: int, positions: int) -> list:
-        """`sweep` of the rows in as many equal groups as memory needs; out of memory, once more with half of it."""
+    def fitting_memory(self, sweep: Callable, n_rows: int, positions: int, weight: int = 1) -> list:
+        """`sweep` of the rows in as many equal groups as memory needs; out of memory, once more with half of it.
+
+        :param weight: how many times the memory of a pass a token needs.
+        """
         while True:
-            n_groups = -(-n_rows // max(1, self.pass_tokens // positions))
+            n_groups = -(-n_rows // max(1, self.pass_tokens // (positions * weight)))
             groups = np.array_split(np.arange(n_rows), n_groups)
             try:
                 return [sweep(group) for group in groups]
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-            if self.pass_tokens <= positions:
+            if self.pass_tokens <= positions * weight:
                 raise MachineError(
                     f"out of memory on {self.model.device} with a single prompt of {positions} tokens: this model "
                     "needs a larger machine, or --dtype float16"
@@ -286,13 +284,13 @@ class Sweep:
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _tensors(self, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def tensors(self, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """tokens, last position, answers and wrongs on the model's device, cut to the longest prompt."""
         columns = (prompts.tokens[:, : prompts.length.max()], prompts.length - 1, prompts.answers, prompts.wrongs)
         tokens, last, answers, wrongs = (torch.from_numpy(c).long().to(self.model.device) for c in columns)
         return tokens, last, answers, wrongs
 
-    def _clean(self, tokens: torch.Tensor, last: torch.Tensor | None) -> tuple[list[Entry], torch.Tensor]:
+    def clean_run(self, tokens: torch.Tensor, last: torch.Tensor | None) -> tuple[list[Entry], torch.Tensor]:
         """The clean run at each layer, and the residual stream that leaves the last (at `last`, if given)."""
         seen: list[torch.Tensor] = []
         hooks: list[tuple[str, Any]] = [
@@ -300,7 +298,7 @@ class Sweep:
             for layer in range(self.model.n_layers)
             for name in ("hook_in", "attn.hook_z")
         ]
-        final = self._run(hooks, last, tokens)
+        final = self.run(hooks, last, tokens)
         return [Entry(*pair) for pair in zip(seen[::2], seen[1::2], strict=True)], final
 
     def _ablated(self, entry: Entry, layer: int, heads: Sequence[int], last: torch.Tensor | None) -> torch.Tensor:
@@ -315,29 +313,29 @@ class Sweep:
         blocks = self.model.bridge.blocks
         attention = blocks[layer].attn  # it has run already, and only its output projection is still to come
         with skipped(blocks[:layer]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
-            return self._run(
+            return self.run(
                 [],
                 None if last is None else last.repeat(len(heads)),
                 entry.residual.repeat(len(heads), 1, 1),
                 start_at_layer=layer,
             )
 
-    def _run(self, hooks: list[tuple[str, Any]], last: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def run(self, hooks: list[tuple[str, Any]], last: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The residual stream that leaves the last block, read at `last`, if given."""
         final: list[torch.Tensor] = []
         if last is not None:
             # What the last block's attention and MLP write is wanted at one position, and broadcast to the others.
             block = f"blocks.{self.model.n_layers - 1}"
-            hooks = [*hooks, (f"{block}.attn.hook_z", lambda hidden, hook: _at(hidden, last))]
+            hooks = [*hooks, (f"{block}.attn.hook_z", lambda hidden, hook: at(hidden, last))]
             if self.model.bridge.blocks[-1].mlp.name:  # else its matrices lie in the block (OPT), which flattens rows
-                hooks = [*hooks, (f"{block}.mlp.hook_in", lambda hidden, hook: _at(hidden, last))]
+                hooks = [*hooks, (f"{block}.mlp.hook_in", lambda hidden, hook: at(hidden, last))]
         hooks = [*hooks, (FINAL_NORM, lambda hidden, hook: final.append(hidden))]
         # The unembedding comes later, of fewer positions or in chunks.
         hooks = [*hooks, ("unembed.hook_in", lambda hidden, hook: hidden[:1, :1])]
         self.model.bridge.run_with_hooks(*args, fwd_hooks=hooks, **kwargs)
-        return final[0] if last is None else _at(final[0], last)
+        return final[0] if last is None else at(final[0], last)
 
-    def _unembed(self, final: torch.Tensor, normed: torch.Tensor | None = None) -> torch.Tensor:
+    def unembed(self, final: torch.Tensor, normed: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, float32 [row, vocabulary], from what leaves the last block, [row, 1, width].
 
         The model itself does it, with its final norm, its bias and its soft cap, and without its blocks.
@@ -366,14 +364,19 @@ class Sweep:
             return False
         some = torch.randn(4, 1, bridge.cfg.d_model, generator=torch.Generator().manual_seed(0))
         some = some.to(self.model.device, unembed.weight.dtype)
-        return torch.equal(unembed(bridge.ln_final(some))[:, 0].float(), self._unembed(some))
+        return torch.equal(unembed(bridge.ln_final(some))[:, 0].float(), self.unembed(some))
+
+    @property
+    def chunk_numbers(self) -> int:
+        """How many logits to compute at once: as many as the widest tensor of a pass has numbers."""
+        return self.pass_tokens * _width(self.model)
 
     def _loss(self, final: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Mean next-token loss in nats, [head, row], from what leaves the last block, [head × row, position, width]."""
         heads = len(final) // len(tokens)
         targets = tokens[:, 1:].repeat(heads, 1).flatten()
         positions = final[:, :-1].flatten(0, 1).unsqueeze(1)
-        size = self.pass_tokens * _width(self.model)  # of a chunk's logits: as large as the widest tensor of a pass
+        size = self.chunk_numbers
         if self._bare:
             unembed = self.model.bridge.unembed.original_component
             hidden = self.model.bridge.ln_final(positions)[:, 0]
@@ -382,7 +385,7 @@ class Sweep:
             step = max(1, size // self.model.bridge.cfg.d_vocab)
             chunks = zip(positions.split(step), targets.split(step), strict=True)
             loss = torch.cat(
-                [torch.nn.functional.cross_entropy(self._unembed(p), t, reduction="none") for p, t in chunks]
+                [torch.nn.functional.cross_entropy(self.unembed(p), t, reduction="none") for p, t in chunks]
             )
         return loss.view(heads, len(tokens), -1).mean(-1)
 
@@ -486,7 +489,21 @@ def _width(model: Model) -> int:
     return int(getattr(model.bridge.cfg, "d_mlp", None) or 4 * model.bridge.cfg.d_model)
 
 
-def _at(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+def written_alone(block: Any, z: torch.Tensor) -> torch.Tensor:
+    """What each head of a block writes by itself, through its part of the output projection and without the bias.
+
+    :param z: [row, position, head, head width].
+    :returns: [head, row, position, width].
+    """
+    n_heads = z.shape[2]
+    alone = z.new_zeros(n_heads, *z.shape)
+    for head in range(n_heads):
+        alone[head, :, :, head] = z[:, :, head]
+    written = block.attn.o(alone.flatten(3).flatten(0, 1)) - block.attn.o(torch.zeros_like(z[:1]).flatten(2))
+    return written.unflatten(0, (n_heads, len(z)))
+
+
+def at(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """Position `last` [row] of each row, [row, 1, …]."""
     return hidden[torch.arange(len(last), device=last.device), last].unsqueeze(1)
 
@@ -496,7 +513,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _numpy(values: torch.Tensor, row_name: str, n_heads: int = 0) -> np.ndarray:
+def finite(values: torch.Tensor, row_name: str, n_heads: int = 0) -> np.ndarray:
     """As float32 on the CPU; a number that is not finite is an error that names its place."""
     array = np.ascontiguousarray(values.to("cpu", torch.float32).numpy())
     bad = np.argwhere(~np.isfinite(array))

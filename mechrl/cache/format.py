@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mechrl.ablation import MEASURES
+from mechrl.ablation import FEATURES, MEASURES
 from mechrl.errors import FileError
 
 FORMAT, VERSION = "mechrl-cache", 1
@@ -33,12 +33,13 @@ DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
     rf"/tasks/{NAME}/split": ("uint8", ("prompt",)),
     rf"/tasks/{NAME}/clean/{MEASURE}": ("float32", ("prompt",)),
     rf"/tasks/{NAME}/ablated/{MEASURE}": ("float32", ("prompt", "*site")),
-    rf"/tasks/{NAME}/(?:attribution|direct)": ("float32", ("prompt", "*site")),
+    rf"/tasks/{NAME}/(?:attribution|attribution_integrated|direct)": ("float32", ("prompt", "*site")),
+    rf"/tasks/{NAME}/(?:{'|'.join(FEATURES)})": ("float32", ("prompt", "*site")),
     rf"/tasks/{NAME}/scores": ("float32", ("episode", "*site")),
     r"/control/tokens": ("int32", ("span", "position")),
     r"/control/split": ("uint8", ("span",)),
     r"/control/clean": ("float32", ("span",)),
-    r"/control/(?:ablated|attribution)": ("float32", ("span", "*site")),
+    r"/control/(?:ablated|attribution|attribution_integrated)": ("float32", ("span", "*site")),
     rf"/sets/{NAME}/sites": ("int32", ("set", "")),
     rf"/tasks/{NAME}/sets/{NAME}/{MEASURE}": ("float32", ("prompt", "")),
     rf"/control/sets/{NAME}": ("float32", ("span", "")),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechrl.ablation import Ablation
+from mechrl.ablation import FEATURES, Ablation
 from mechrl.ablation.replacement import Replacements
 from mechrl.cache.files import read_content
 from mechrl.cache.format import Content, check_content
@@ -174,6 +174,28 @@ class Cache:
         self.check_task(task)
         return self.content.arrays.get(f"/tasks/{task}/direct")
 
+    def attribution(self, task: str, integrated: bool = False) -> np.ndarray | None:
+        """Damage of each head estimated from gradients, in nats, [prompt, site]; None if not there.
+
+        See `ablation.attribution`. The one-step estimate costs 3 runs for all heads, the integrated one 15.
+        """
+        self.check_task(task)
+        return self.content.arrays.get(f"/tasks/{task}/{_attribution_name(integrated)}")
+
+    def control_attribution(self, integrated: bool = False) -> np.ndarray | None:
+        """Control damage of each head estimated from gradients, in nats per token, [span, site]; None if not there."""
+        return self.content.arrays.get(f"/control/{_attribution_name(integrated)}")
+
+    def head_features(self, task: str) -> dict[str, np.ndarray]:
+        """What each head of the intact model does on each prompt, [prompt, site] by name; those that are there.
+
+        `attention_entropy` (nats), `previous_token` and `bos_attention` (shares of attention), `output_norm` (in the
+        residual stream's unit); see `ablation.attribution.head_features`.
+        """
+        self.check_task(task)
+        arrays = self.content.arrays
+        return {name: arrays[path] for name in FEATURES if (path := f"/tasks/{task}/{name}") in arrays}
+
     @cached_property
     def control_damage(self) -> np.ndarray:
         """Ablated minus clean mean next-token loss, [span, site]."""
@@ -228,3 +250,7 @@ class Cache:
 
     def _batch_means(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(-1, self.batch_size, self.n_sites).mean(1)
+
+
+def _attribution_name(integrated: bool) -> str:
+    return "attribution_integrated" if integrated else "attribution"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import mechrl
+from mechrl.ablation.attribution import attribute_control, attribute_task, head_features
 from mechrl.ablation.replacement import Replacement
 from mechrl.ablation.sweep import Sweep, check_logits
 from mechrl.cache.merge import Piece
@@ -115,14 +116,17 @@ class Worker:
             if shard.prompts is None:
                 assert shard.spans is not None
                 clean_loss, ablated_loss = self.sweep.control(shard.spans[rows], replacement)
-                return {"clean": clean_loss, "ablated": ablated_loss}
-            clean, ablated = self.sweep.task(shard.prompts[rows], replacement)
-            direct = self.sweep.direct(shard.prompts[rows], replacement)
+                estimated = attribute_control(self.sweep, shard.spans[rows], replacement)
+                return {"clean": clean_loss, "ablated": ablated_loss, **estimated}
+            prompts = shard.prompts[rows]
+            clean, ablated = self.sweep.task(prompts, replacement)
+            direct = self.sweep.direct(prompts, replacement)
+            others = attribute_task(self.sweep, prompts, replacement) | head_features(self.sweep, prompts)
         except MachineError as error:
             first = shard.piece.first_row + rows.start
             raise MachineError(
                 f"{shard.piece.name}, rows {first} to {first + shard.batch_size - 1}: {error}"
             ) from error
         arrays = {f"clean/{name}": values for name, values in clean.items()}
-        arrays |= {f"ablated/{name}": values for name, values in ablated.items()}
+        arrays |= {f"ablated/{name}": values for name, values in ablated.items()} | others
         return arrays if direct is None else arrays | {"direct": direct}

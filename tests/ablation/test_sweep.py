@@ -73,8 +73,8 @@ def plain_logits(name: str, hf: torch.nn.Module, prompts: Prompts, layer: int, h
 
 def clean(model, prompts):
     sweep = Sweep(model)
-    tokens, last, _, _ = sweep._tensors(prompts)
-    return sweep, tokens, last, sweep._clean(tokens, last)[0]
+    tokens, last, _, _ = sweep.tensors(prompts)
+    return sweep, tokens, last, sweep.clean_run(tokens, last)[0]
 
 
 def bound(logits: torch.Tensor) -> float:
@@ -174,9 +174,9 @@ def test_control_takes_the_vocabulary_in_chunks(architecture, monkeypatch):
         sizes.append((len(final) * 1106, 0))
         return unembed(sweep, final)
 
-    unembed = Sweep._unembed
+    unembed = Sweep.unembed
     if name == "gemma2":
-        monkeypatch.setattr(Sweep, "_unembed", seen_rows)
+        monkeypatch.setattr(Sweep, "unembed", seen_rows)
     monkeypatch.setattr(sweep_module, "_chunked_loss", seen)
     sweep = Sweep(model, pass_tokens=40)
     np.testing.assert_allclose(sweep.control(spans)[1], whole, atol=1e-5)

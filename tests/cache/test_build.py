@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import SMALL
 from helpers import table_cache
+from scipy import stats
 
 from mechrl.ablation import reference
 from mechrl.cache import build as build_module
@@ -123,6 +124,7 @@ def test_merged_shards_are_the_unsharded_cache(mini, shards, tmp_path):
     whole = Cache.open(build(mini, TINY, tmp_path / "whole.h5"))
     merge_files(tmp_path / "merged.h5", [shards[i] for i in (2, 0, 1)])
     assert Cache.open(tmp_path / "merged.h5").sha256 == whole.sha256
+    assert whole.attribution("ioi", integrated=True).shape == whole.damage("ioi").shape
     with pytest.raises(FileError, match="not a finished cache"):
         Cache.open(shards[0])
 
@@ -199,7 +201,6 @@ def test_text_longer_than_the_context_is_refused(mini, tmp_path, monkeypatch):
 
 
 def test_bootstrap_agrees_with_scipy_when_every_row_is_a_group():
-    stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(0).exponential(size=(60, 1))
     low, high = interval(bootstrap_means(values, np.arange(60)))
     theirs = stats.bootstrap((values[:, 0],), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval

@@ -137,14 +137,14 @@ def test_passes_are_halved_until_they_fit(mini, monkeypatch):
     prompts = generate(TASKS["ioi"], mini.vocabulary, 8, TRAIN)
     expected = Sweep(mini).task(prompts)[1]["logit_diff"]
     positions = int(prompts.length.max())
-    run = Sweep._run
+    run = Sweep.run
 
     def limited(self, hooks, last, rows, **kwargs):
         if rows.shape[0] * rows.shape[1] > limit:
             raise torch.OutOfMemoryError("no memory left")
         return run(self, hooks, last, rows, **kwargs)
 
-    monkeypatch.setattr(Sweep, "_run", limited)
+    monkeypatch.setattr(Sweep, "run", limited)
     sweep = Sweep(mini)
     limit = 3 * positions
     before = sweep.pass_tokens
@@ -160,7 +160,7 @@ def test_memory_that_ran_out_is_told_from_other_errors(mini, monkeypatch):
     def broken(self, *args, **kwargs):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Sweep, "_run", broken)
+    monkeypatch.setattr(Sweep, "run", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         Sweep(mini).task(generate(TASKS["ioi"], mini.vocabulary, 2, TRAIN))
 
