@@ -237,6 +237,33 @@ def merge(out, parts, as_json):
     _finish(out, as_json)
 
 
+@cache.command("import")
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--task", required=True, help="What the scores are of, such as docstring.")
+@click.option("--n-layers", required=True, type=click.IntRange(1, 4096), help="Of the model.")
+@click.option("--n-heads", required=True, type=click.IntRange(1, 4096), help="Of each layer.")
+@click.option("--model", default="unknown", show_default=True, help="What to call the model.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to.")
+@app.as_json
+def import_(table, task, n_layers, n_heads, model, out, as_json):
+    """Make a cache from scores that others measured.
+
+    TABLE is a .csv file: a row for each episode, a column for each head, named layer.head in the header; the first
+    column may name the episodes. The scores contain the control term, and there are no prompts: such a cache can be
+    searched and trained on, not verified.
+    """
+    from mechrl.cache.files import check_writable, manifest_path
+    from mechrl.cache.imported import import_table
+    from mechrl.cache.reader import Cache
+
+    check_writable(out)
+    if table.resolve() in (out.resolve(), manifest_path(out).resolve()):
+        raise click.UsageError(f"--out {out} would overwrite the table")
+    if out.exists():
+        app.say(f"{out} is there already and will be replaced")
+    _print_info(Cache.open(import_table(table, task, n_layers, n_heads, out, model)), as_json)
+
+
 @cache.command()
 @EXISTING
 @app.as_json
@@ -282,6 +309,16 @@ def top(path, tasks, by, n, as_json):
         return app.print_json({task: [vars(row) for row in found] for task, found in rows.items()})
     from mechrl.report.tables import print_table
 
+    if opened.imported:
+        for task, found in rows.items():
+            print_table(
+                f"{task}: scores imported from {opened.attributes['imported']}",
+                ["head", "score", "rank"],
+                [[r.head, "{:.2f} ({:.2f} to {:.2f})".format(*r.score), *r.ranks] for r in found],
+                "means over all episodes, with 95 % intervals (bootstrap over episodes)",
+            )
+        return None
+
     def shown(estimate) -> str | None:
         return None if estimate is None else "{:.2f} ({:.2f} to {:.2f})".format(*estimate)
 
@@ -297,7 +334,7 @@ def top(path, tasks, by, n, as_json):
                 for r in found
             ],
         )  # fmt: skip
-    click.echo(
+    return click.echo(
         "Means in nats over all prompts, with 95 % intervals (bootstrap over groups); score = damage - control damage; "
         f"ranks by score at control weights {', '.join(f'{w:g}' for w in WEIGHTS)}"
     )
@@ -363,6 +400,8 @@ def _finish(path: Path, as_json: bool) -> None:
 
 
 def _print_info(opened, as_json: bool) -> None:
+    if opened.imported:
+        return _print_imported(opened, as_json)
     tasks = {
         task: {
             "prompts": len(opened.clean(task)),
@@ -394,6 +433,27 @@ def _print_info(opened, as_json: bool) -> None:
             for task, values in tasks.items()
         ],
     )
+
+
+def _print_imported(opened, as_json: bool) -> None:
+    tasks = {
+        task: {
+            "episodes": len(scores),
+            "evaluation_episodes": len(opened.batch_damage(task)),
+            "mean_best_score": float(scores.max(1).mean()),
+        }
+        for task, scores in ((task, opened.episode_scores(task)) for task in opened.tasks)
+    }
+    a = opened.attributes
+    if as_json:
+        return app.print_json({"path": str(opened.path), **a, "tasks": tasks})
+    from mechrl.report.tables import print_table
+
+    click.echo(f"{opened.path}: scores of {opened.n_layers} × {opened.n_heads} heads, measured elsewhere")
+    click.echo(f"imported from {a['imported']} (sha256 {a['imported_sha256'][:12]}); no prompts, it cannot be replayed")
+    click.echo(f"model {a['model']}; fingerprint of the content {opened.sha256[:12]}")
+    columns = ["task", "episodes", "for evaluation", "mean best score"]
+    print_table("", columns, [[task, *values.values()] for task, values in tasks.items()])
 
 
 def main() -> None:
