@@ -351,21 +351,29 @@ def _shortened(text: str, most: int = 90) -> str:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens"]),
+    type=click.Choice(["csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens", "minari"]),
     required=True,
 )
 @click.option("--task", "tasks", default="", callback=app.names, help="Which tasks.  [default for csv, parquet: all]")
 @click.option(
     "--n", "-n", type=click.IntRange(1), help="How many heads, by score.  [default: all; transformer-lens: 10]"
 )
+@click.option("--method", help="minari: the search whose episodes to write, random or static.  [default: random]")
+@click.option("--picks", type=click.IntRange(1), help="minari: in an episode.  [default: 35 % of the heads]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="minari: of a random search.  [default: 0]")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Where to.  [default for text: stdout]")
-def export(path, kind, tasks, n, out):
+def export(path, kind, tasks, n, method, picks, seed, out):
     """Hand the scores of heads over to other tools.
 
     csv, parquet: a row for every task and head. heads-json: one task, with what the numbers are of. eap-ig: a graph
     for EAP-IG (JSON). auto-circuit: prune scores for AutoCircuit (torch.save). transformer-lens: Python that ablates
-    the best heads.
+    the best heads. minari: a folder with the evaluation episodes of a search, for offline reinforcement learning.
     """
+    if kind == "minari":
+        return _export_trajectories(path, tasks, n, method, picks, seed, out)
+    for flag, value in (("--method", method), ("--picks", picks), ("--seed", seed)):
+        if value is not None:
+            raise click.UsageError(f"{flag} goes with --format minari, not with {kind}")
     from mechrl.cache.export import BINARY
     from mechrl.cache.export import export as export_cache
     from mechrl.cache.files import check_writable, manifest_path, write_whole
@@ -382,7 +390,22 @@ def export(path, kind, tasks, n, out):
         return click.echo(data.decode(), nl=False)
     check_writable(out)
     write_whole(out, lambda temporary: temporary.write_bytes(data))
-    click.echo(f"{out} written")
+    return click.echo(f"{out} written")
+
+
+def _export_trajectories(path, tasks, n, method, picks, seed, out) -> None:
+    """The evaluation episodes of a search as a Minari dataset."""
+    if out is None or n is not None:
+        raise click.UsageError("--format minari needs --out, the folder of the dataset, and has no --n")
+    from mechrl.agents.trajectories import search, write_minari
+    from mechrl.cache.reader import Cache
+
+    cache = Cache.open(path)
+    if len(tasks) != 1:
+        raise click.UsageError(f"--format minari is of one task: give --task with one of {', '.join(cache.tasks)}")
+    sites = search(cache, tasks[0], method or "random", picks, seed or 0)
+    data = write_minari(cache, tasks[0], sites, out, name=method or "random")
+    click.echo(f"{out} written: {len(sites)} episodes of {sites.shape[1]} picks; minari.MinariDataset({str(data)!r})")
 
 
 def _finish(path: Path, as_json: bool) -> None:
