@@ -19,7 +19,7 @@ import numpy as np
 
 from mechrl.cache.intervals import LEVEL
 from mechrl.cache.reader import Cache
-from mechrl.cache.top import top_heads
+from mechrl.cache.top import Estimate, top_heads
 from mechrl.errors import UsageError, unknown_name
 
 FORMATS = ("csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens")
@@ -31,17 +31,20 @@ SNIPPET_HEADS = 10
 
 @dataclass(frozen=True)
 class Row:
-    """A head on a task: means over all prompts, each with the ends of its 95 % interval, in nats."""
+    """A head on a task: means over all prompts, each with the ends of its 95 % interval, in nats.
+
+    Of an imported cache there is the score alone.
+    """
 
     task: str
     layer: int
     head: int
-    damage: float
-    damage_low: float
-    damage_high: float
-    control_damage: float
-    control_damage_low: float
-    control_damage_high: float
+    damage: float | None
+    damage_low: float | None
+    damage_high: float | None
+    control_damage: float | None
+    control_damage_low: float | None
+    control_damage_high: float | None
     score: float
     score_low: float
     score_high: float
@@ -90,8 +93,18 @@ def table(cache: Cache, tasks: Sequence[str], n: int | None = None) -> list[Row]
 
     :raises UsageError: the cache has no such task.
     """
+
+    def numbers(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
+        return estimate or (None, None, None)
+
     return [
-        Row(task, *divmod(cache.site(top.head), cache.n_heads), *top.damage, *top.control, *top.score)
+        Row(
+            task,
+            *divmod(cache.site(top.head), cache.n_heads),
+            *numbers(top.damage),
+            *numbers(top.control),
+            *top.score,
+        )
         for task in dict.fromkeys(tasks)
         for top in top_heads(cache, task, n=n or cache.n_sites)
     ]
@@ -198,7 +211,7 @@ def snippet(cache: Cache, task: str, n: int = SNIPPET_HEADS) -> str:
     :raises UsageError: the cache is of another ablation than zero, or has no such task.
     """
     of_file = cache.attributes
-    if of_file["ablation"] != "zero":
+    if of_file["ablation"] != "zero":  # of an imported table it is unknown
         raise UsageError(
             f"{cache.path} is of {of_file['ablation']!r} ablation; the TransformerLens snippet exists for zero only"
         )
@@ -285,5 +298,6 @@ def _wiring(cache: Cache, name: str, kind: type) -> Any:
     """
     value = cache.attributes.get(name)
     if not isinstance(value, kind):
-        raise UsageError(f"{cache.path} does not say the model's {name}, which this format needs; build it again")
+        remedy = "a table that was imported has no such format" if cache.imported else "build it again"
+        raise UsageError(f"{cache.path} does not say the model's {name}, which this format needs; {remedy}")
     return value

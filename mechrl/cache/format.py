@@ -18,6 +18,8 @@ from mechrl.errors import FileError
 
 FORMAT, VERSION = "mechrl-cache", 1
 FROM_FILE = "file"  # the `generator` of a task that has none but a user's file
+UNKNOWN = "unknown"  # what an imported cache says of a model and an ablation that its table says nothing about
+LEAST_EPISODES = 3  # one of training and two of evaluation
 NAME = r"[A-Za-z0-9_.-]+"
 MEASURE = f"(?:{'|'.join(MEASURES)})"
 
@@ -51,10 +53,14 @@ REQUIRED_IN_TASK = (
 TASK_ATTRIBUTES = {"generator": str, "generator_version": int, "generator_params": str, "does_task": bool}
 LARGEST = 1e6  # nats; anything above is no measurement
 REQUIRED_ATTRIBUTES = {
-    "model": str, "model_sha256": str, "tokenizer_sha256": str, "n_layers": int, "n_heads": int, "ablation": str,
-    "weight_processing": str, "prepend_bos": bool, "dtype": str, "batch_size": int, "seed": int, "complete": bool,
-    "self_check_error": float, "control_source": str, "task_order": str,
+    "model": str, "model_sha256": str, "n_layers": int, "n_heads": int, "ablation": str, "weight_processing": str,
+    "batch_size": int, "complete": bool, "task_order": str,
 }  # fmt: skip
+REQUIRED_OF_A_SWEEP = {
+    "tokenizer_sha256": str, "prepend_bos": bool, "dtype": str, "seed": int, "self_check_error": float,
+    "control_source": str,
+}  # fmt: skip
+REQUIRED_OF_AN_IMPORT = {"imported": str, "imported_sha256": str}  # name and hash of the table
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,11 @@ class Content:
     @property
     def root(self) -> Mapping[str, Any]:
         return self.attributes["/"]
+
+    @property
+    def imported(self) -> bool:
+        """Whether it holds scores that others measured, and no prompts."""
+        return "imported" in self.root
 
     def task_names(self) -> list[str]:
         """In the order of the file's `task_order`."""
@@ -135,7 +146,9 @@ def check_content(content: Content) -> None:
     :raises FileError: something is missing, shapes do not agree, or a number is out of its range.
     """
     root = content.root
-    _check_attributes(root, REQUIRED_ATTRIBUTES, "/")
+    _check_attributes(
+        root, REQUIRED_ATTRIBUTES | (REQUIRED_OF_AN_IMPORT if content.imported else REQUIRED_OF_A_SWEEP), "/"
+    )
     if min(root["n_layers"], root["n_heads"], root["batch_size"]) < 1:
         raise FileError("layers, heads and batch size must be positive")
     n_sites = root["n_layers"] * root["n_heads"]
@@ -169,6 +182,8 @@ def _check_tasks(content: Content) -> None:
         agrees = False
     if not agrees or not found:
         raise FileError(f"task_order is {content.root['task_order'][:80]!r}, the file holds {found}")
+    if content.imported:
+        return _check_imported(content, found)
     for name in found:
         _check_attributes(content.attributes.get(f"/tasks/{name}", {}), TASK_ATTRIBUTES, f"/tasks/{name}")
         for column in REQUIRED_IN_TASK:
@@ -188,6 +203,18 @@ def _check_tasks(content: Content) -> None:
     if arrays["/control/tokens"].shape[1] < 2 or arrays["/control/tokens"].min(initial=0) < 0:
         raise FileError("/control/tokens: spans too short, or tokens out of range")
     _check_split(arrays["/control/split"], content.root["batch_size"], "/control")
+
+
+def _check_imported(content: Content, tasks: Sequence[str]) -> None:
+    """One task, of which there are scores and a split, an episode being a batch of its own; and nothing else."""
+    place = f"/tasks/{tasks[0]}"
+    held = {path for path in content.arrays if not path.startswith("/sites/")}
+    if held != {f"{place}/scores", f"{place}/split"} or content.root["batch_size"] != 1:
+        raise FileError("an imported cache holds the scores and the split of one task, in batches of 1, no more")
+    scores, split = content.arrays[f"{place}/scores"], content.arrays[f"{place}/split"]
+    if len(scores) != len(split):
+        raise FileError(f"{place}: {len(scores)} episodes of scores, and a split of {len(split)}")
+    _check_split(split, 1, place)
 
 
 def _check_attributes(attributes: Mapping[str, Any], required: Mapping[str, type], place: str) -> None:

@@ -12,7 +12,7 @@ from mechrl.ablation import FEATURES, Ablation
 from mechrl.ablation.replacement import Replacements
 from mechrl.cache.files import read_content
 from mechrl.cache.format import Content, check_content
-from mechrl.errors import FileError, UsageError, unknown_name
+from mechrl.errors import FileError, MachineError, UsageError, unknown_name
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ class Cache:
 
     A site is a head; its index is `layer * n_heads + head`. All numbers are float32; damage and logit differences in
     nats, control damage in nats per token.
+
+    An imported cache holds the scores that somebody else measured, by episode, and nothing else. Everything that works
+    on scores works on it: an episode is a batch, its damage is its score, and its control damage is 0. What needs
+    prompts or damage raises MachineError.
 
     :param path: where it was read from.
     :param content: its arrays and attributes.
@@ -112,6 +116,27 @@ class Cache:
     def batch_size(self) -> int:
         return self.attributes["batch_size"]
 
+    @property
+    def imported(self) -> bool:
+        """Whether it holds scores that others measured, and no prompts."""
+        return self.content.imported
+
+    def check_replayable(self) -> None:
+        """:raises MachineError: the cache is imported."""
+        if self.imported:
+            raise MachineError(
+                f"{self.path} is imported from {self.attributes['imported']!r}: it holds scores and no prompts, it "
+                "cannot be replayed"
+            )
+
+    def check_control_weight(self, control_weight: float) -> None:
+        """:raises UsageError: the cache is imported, and the weight is not 1."""
+        if self.imported and control_weight != 1:
+            raise UsageError(
+                f"{self.path} is imported from {self.attributes['imported']!r}: its scores contain the control term, "
+                f"whose weight cannot be changed to {control_weight:g}; leave it at 1"
+            )
+
     @cached_property
     def tasks(self) -> list[str]:
         """The names of the tasks, in the order in which they were built."""
@@ -134,9 +159,9 @@ class Cache:
         )
 
     def task_attributes(self, task: str) -> Mapping[str, Any]:
-        """generator, generator_version, generator_params (JSON), does_task, source."""
+        """generator, generator_version, generator_params (JSON), does_task, source; nothing of an imported task."""
         self.check_task(task)
-        return self.content.attributes[f"/tasks/{task}"]
+        return self.content.attributes.get(f"/tasks/{task}", {})
 
     def check_task(self, task: str) -> None:
         """:raises UsageError: the cache has no such task."""
@@ -150,6 +175,7 @@ class Cache:
 
     def prompts(self, task: str) -> Prompts:
         """The prompts of a task, training batches first."""
+        self.check_replayable()
         self.check_task(task)
         columns: dict[str, Any] = {
             name: self.content.arrays.get(f"/tasks/{task}/{name}") for name in Prompts.__annotations__
@@ -158,6 +184,7 @@ class Cache:
 
     def clean(self, task: str, measure: str = "logit_diff") -> np.ndarray:
         """A measure of the intact model, [prompt]."""
+        self.check_replayable()
         self.check_task(task)
         return self.content.arrays[f"/tasks/{task}/clean/{measure}"]
 
@@ -199,19 +226,34 @@ class Cache:
     @cached_property
     def control_damage(self) -> np.ndarray:
         """Ablated minus clean mean next-token loss, [span, site]."""
+        self.check_replayable()
         return self.content.arrays["/control/ablated"] - self.content.arrays["/control/clean"][:, None]
 
+    def episode_scores(self, task: str) -> np.ndarray:
+        """The scores of an imported task, [episode, site], training episodes first.
+
+        :raises UsageError: the cache has no such task, or was built from prompts.
+        """
+        self.check_task(task)
+        if not self.imported:
+            raise UsageError(f"{self.path} is not imported: its scores are damage minus control damage")
+        return self.content.arrays[f"/tasks/{task}/scores"]
+
     def in_split(self, task: str | None, split: int) -> np.ndarray:
-        """Which rows belong to a split, bool [prompt]; of the control spans with `task` None."""
+        """Which rows belong to a split, bool [prompt], or [episode] if imported; of the control spans with None."""
         place = "/control" if task is None else f"/tasks/{task}"
         return self.content.arrays[f"{place}/split"] == split
 
     def batch_damage(self, task: str, split: int = EVALUATION) -> np.ndarray:
-        """Mean damage of each batch of a split, [batch, site]."""
+        """Mean damage of each batch of a split, [batch, site]; if imported, the score of each episode."""
+        if self.imported:
+            return self.episode_scores(task)[self.in_split(task, split)]
         return self._batch_means(self.damage(task)[self.in_split(task, split)])
 
     def batch_control(self, split: int = EVALUATION) -> np.ndarray:
-        """Mean control damage of each control batch of a split, [batch, site]."""
+        """Mean control damage of each control batch of a split, [batch, site]; if imported, 0 for each episode."""
+        if self.imported:
+            return np.zeros_like(self.batch_damage(self.tasks[0], split))
         return self._batch_means(self.control_damage[self.in_split(None, split)])
 
     def top(self, task: str, n: int = 10, by: str = "score", control_weight: float = 1.0) -> "list[TopHead]":
@@ -225,7 +267,11 @@ class Cache:
         return top_heads(self, task, by, n, control_weight)
 
     def scores(self, task: str, split: int = EVALUATION, control_weight: float = 1.0) -> np.ndarray:
-        """Mean score of each head over a split, [site]: damage minus `control_weight` × control damage."""
+        """Mean score of each head over a split, [site]: damage minus `control_weight` × control damage.
+
+        :raises UsageError: the cache has no such task, or is imported and the weight is not 1.
+        """
+        self.check_control_weight(control_weight)
         return self.batch_damage(task, split).mean(0) - np.float32(control_weight) * self.batch_control(split).mean(0)
 
     def answer_overlap(self, task: str) -> tuple[int, int]:
@@ -240,6 +286,7 @@ class Cache:
         :param sweep: an `ablation.sweep.Sweep` of the cache's model.
         :raises FileError: the cache is of an ablation that this mechrl does not know.
         """
+        self.check_replayable()
         name = self.attributes["ablation"]
         try:
             kind = Ablation(name)

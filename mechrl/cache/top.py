@@ -1,13 +1,13 @@
 """The heads that matter most on a task, with intervals, and what settles the first doubts about them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
-from mechrl.errors import unknown_name
+from mechrl.errors import UsageError, unknown_name
 
 Estimate = tuple[float, float, float]  # mean, and the lower and upper end of its 95 % interval
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # control weights at which ranks are shown
@@ -18,6 +18,9 @@ DEPENDS = "depends on the weight"
 @dataclass(frozen=True)
 class TopHead:
     """A head on a task: means over all prompts in nats, each with its interval.
+
+    Of an imported cache there are the score, over all episodes, and its rank at control weight 1; the rest is None or
+    empty.
 
     :param direct: what the head itself writes for the answers against the wrongs, see `Sweep.direct`; None where the
         cache has none.
@@ -30,8 +33,8 @@ class TopHead:
     """
 
     head: str
-    damage: Estimate
-    control: Estimate
+    damage: Estimate | None
+    control: Estimate | None
     score: Estimate
     direct: Estimate | None
     indirect: Estimate | None
@@ -43,8 +46,12 @@ class TopHead:
 def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_weight: float = 1.0) -> list[TopHead]:
     """The `n` heads with the largest score, damage, or absolute score (`by`: score, damage or abs).
 
-    :raises UsageError: the cache has no such task, or there is no such order.
+    :raises UsageError: the cache has no such task, or there is no such order; it is imported, and the order is by
+        damage, or the weight not 1.
     """
+    cache.check_control_weight(control_weight)
+    if cache.imported:
+        return _top_of_import(cache, task, by, n)
     group = cache.prompts(task).group
     damage, control, direct = cache.damage(task), cache.control_damage, cache.direct(task)
     means, drawn = damage.mean(0), bootstrap_means(damage, group)
@@ -69,10 +76,6 @@ def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_w
     ranks = np.stack([rank(means - weight * control_means) for weight in WEIGHTS], axis=1)
     moved = np.ptp(ranks, axis=1) > cache.n_sites / 10
     general = general_heads(*([of(name).mean(0) for name in cache.tasks] for of in (cache.damage, cache.clean)))
-    keys = {"score": score, "damage": means, "abs": np.abs(score)}
-    if by not in keys:
-        raise unknown_name("order", by, list(keys))
-    key = keys[by]
 
     def at(name: str, site: int) -> Estimate | None:
         return tuple(float(column[site]) for column in ends[name]) if name in ends else None  # type: ignore[return-value]
@@ -84,8 +87,33 @@ def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_w
             ranks=ranks[site].tolist(),
             marks=[GENERAL] * bool(general[site]) + [DEPENDS] * bool(moved[site]),
         )
-        for site in np.argsort(-key, kind="stable")[:n].tolist()
+        for site in _first(by, n, {"score": score, "damage": means, "abs": np.abs(score)})
     ]
+
+
+def _top_of_import(cache: Cache, task: str, by: str, n: int) -> list[TopHead]:
+    scores = cache.episode_scores(task)
+    mean, (low, high) = scores.mean(0), interval(bootstrap_means(scores, np.arange(len(scores))))
+    if by == "damage":
+        raise UsageError(f"{cache.path} is imported and holds scores alone: order them by score or abs")
+    ranks = rank(mean)
+    return [
+        TopHead(
+            head=cache.head(site),
+            score=(float(mean[site]), float(low[site]), float(high[site])),
+            **dict.fromkeys(("damage", "control", "direct", "indirect", "specificity")),
+            ranks=[int(ranks[site])],
+            marks=[],
+        )
+        for site in _first(by, n, {"score": mean, "abs": np.abs(mean)})
+    ]
+
+
+def _first(by: str, n: int, keys: Mapping[str, np.ndarray]) -> list[int]:
+    """The `n` sites with the largest key."""
+    if by not in keys:
+        raise unknown_name("order", by, list(keys))
+    return np.argsort(-keys[by], kind="stable")[:n].tolist()
 
 
 def rank(values: np.ndarray) -> np.ndarray:

@@ -237,6 +237,33 @@ def merge(out, parts, as_json):
     _finish(out, as_json)
 
 
+@cache.command("import")
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--task", required=True, help="What the scores are of, such as docstring.")
+@click.option("--n-layers", required=True, type=click.IntRange(1, 4096), help="Of the model.")
+@click.option("--n-heads", required=True, type=click.IntRange(1, 4096), help="Of each layer.")
+@click.option("--model", default="unknown", show_default=True, help="What to call the model.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to.")
+@app.as_json
+def import_(table, task, n_layers, n_heads, model, out, as_json):
+    """Make a cache from scores that others measured.
+
+    TABLE is a .csv file: a row for each episode, a column for each head, named layer.head in the header; the first
+    column may name the episodes. The scores contain the control term, and there are no prompts: such a cache can be
+    searched and trained on, not verified.
+    """
+    from mechrl.cache.files import check_writable, manifest_path
+    from mechrl.cache.imported import import_table
+    from mechrl.cache.reader import Cache
+
+    check_writable(out)
+    if table.resolve() in (out.resolve(), manifest_path(out).resolve()):
+        raise click.UsageError(f"--out {out} would overwrite the table")
+    if out.exists():
+        app.say(f"{out} is there already and will be replaced")
+    _print_info(Cache.open(import_table(table, task, n_layers, n_heads, out, model)), as_json)
+
+
 @cache.command()
 @EXISTING
 @app.as_json
@@ -282,6 +309,16 @@ def top(path, tasks, by, n, as_json):
         return app.print_json({task: [vars(row) for row in found] for task, found in rows.items()})
     from mechrl.report.tables import print_table
 
+    if opened.imported:
+        for task, found in rows.items():
+            print_table(
+                f"{task}: scores imported from {opened.attributes['imported']}",
+                ["head", "score", "rank"],
+                [[r.head, "{:.2f} ({:.2f} to {:.2f})".format(*r.score), *r.ranks] for r in found],
+                "means over all episodes, with 95 % intervals (bootstrap over episodes)",
+            )
+        return None
+
     def shown(estimate) -> str | None:
         return None if estimate is None else "{:.2f} ({:.2f} to {:.2f})".format(*estimate)
 
@@ -297,7 +334,7 @@ def top(path, tasks, by, n, as_json):
                 for r in found
             ],
         )  # fmt: skip
-    click.echo(
+    return click.echo(
         "Means in nats over all prompts, with 95 % intervals (bootstrap over groups); score = damage - control damage; "
         f"ranks by score at control weights {', '.join(f'{w:g}' for w in WEIGHTS)}"
     )
@@ -342,21 +379,29 @@ def _shortened(text: str, most: int = 90) -> str:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens"]),
+    type=click.Choice(["csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens", "minari"]),
     required=True,
 )
 @click.option("--task", "tasks", default="", callback=app.names, help="Which tasks.  [default for csv, parquet: all]")
 @click.option(
     "--n", "-n", type=click.IntRange(1), help="How many heads, by score.  [default: all; transformer-lens: 10]"
 )
+@click.option("--method", help="minari: the search whose episodes to write; `mechrl bench --list`.  [default: random]")
+@click.option("--picks", type=click.IntRange(1), help="minari: in an episode.  [default: 35 % of the heads]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="minari: of a random search.  [default: 0]")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Where to.  [default for text: stdout]")
-def export(path, kind, tasks, n, out):
+def export(path, kind, tasks, n, method, picks, seed, out):
     """Hand the scores of heads over to other tools.
 
     csv, parquet: a row for every task and head. heads-json: one task, with what the numbers are of. eap-ig: a graph
     for EAP-IG (JSON). auto-circuit: prune scores for AutoCircuit (torch.save). transformer-lens: Python that ablates
-    the best heads.
+    the best heads. minari: a folder with the evaluation episodes of a search, for offline reinforcement learning.
     """
+    if kind == "minari":
+        return _export_trajectories(path, tasks, n, method, picks, seed, out)
+    for flag, value in (("--method", method), ("--picks", picks), ("--seed", seed)):
+        if value is not None:
+            raise click.UsageError(f"{flag} goes with --format minari, not with {kind}")
     from mechrl.cache.export import BINARY
     from mechrl.cache.export import export as export_cache
     from mechrl.cache.files import check_writable, manifest_path, write_whole
@@ -373,7 +418,22 @@ def export(path, kind, tasks, n, out):
         return click.echo(data.decode(), nl=False)
     check_writable(out)
     write_whole(out, lambda temporary: temporary.write_bytes(data))
-    click.echo(f"{out} written")
+    return click.echo(f"{out} written")
+
+
+def _export_trajectories(path, tasks, n, method, picks, seed, out) -> None:
+    """The evaluation episodes of a search as a Minari dataset."""
+    if out is None or n is not None:
+        raise click.UsageError("--format minari needs --out, the folder of the dataset, and has no --n")
+    from mechrl.agents.trajectories import search, write_minari
+    from mechrl.cache.reader import Cache
+
+    cache = Cache.open(path)
+    if len(tasks) != 1:
+        raise click.UsageError(f"--format minari is of one task: give --task with one of {', '.join(cache.tasks)}")
+    sites = search(cache, tasks[0], method or "random", picks, seed or 0)
+    data = write_minari(cache, tasks[0], sites, out, name=method or "random")
+    click.echo(f"{out} written: {len(sites)} episodes of {sites.shape[1]} picks; minari.MinariDataset({str(data)!r})")
 
 
 def _finish(path: Path, as_json: bool) -> None:
@@ -391,6 +451,8 @@ def _finish(path: Path, as_json: bool) -> None:
 
 
 def _print_info(opened, as_json: bool) -> None:
+    if opened.imported:
+        return _print_imported(opened, as_json)
     tasks = {
         task: {
             "prompts": len(opened.clean(task)),
@@ -422,6 +484,27 @@ def _print_info(opened, as_json: bool) -> None:
             for task, values in tasks.items()
         ],
     )
+
+
+def _print_imported(opened, as_json: bool) -> None:
+    tasks = {
+        task: {
+            "episodes": len(scores),
+            "evaluation_episodes": len(opened.batch_damage(task)),
+            "mean_best_score": float(scores.max(1).mean()),
+        }
+        for task, scores in ((task, opened.episode_scores(task)) for task in opened.tasks)
+    }
+    a = opened.attributes
+    if as_json:
+        return app.print_json({"path": str(opened.path), **a, "tasks": tasks})
+    from mechrl.report.tables import print_table
+
+    click.echo(f"{opened.path}: scores of {opened.n_layers} × {opened.n_heads} heads, measured elsewhere")
+    click.echo(f"imported from {a['imported']} (sha256 {a['imported_sha256'][:12]}); no prompts, it cannot be replayed")
+    click.echo(f"model {a['model']}; fingerprint of the content {opened.sha256[:12]}")
+    columns = ["task", "episodes", "for evaluation", "mean best score"]
+    print_table("", columns, [[task, *values.values()] for task, values in tasks.items()])
 
 
 def main() -> None:

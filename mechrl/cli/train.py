@@ -121,6 +121,7 @@ def _live_episodes(model, revision, device, cache, table, settings, picks):
     from mechrl.errors import FileError
     from mechrl.models import load_model
 
+    cache.check_replayable()
     loaded = load_model(model, device=device, revision=revision)
     if loaded.sha256 != cache.attributes["model_sha256"]:
         raise FileError(f"{cache.path} was built from another model than {model!r}; name its model with --model")

@@ -39,8 +39,9 @@ class ScoreTable:
     ) -> "ScoreTable":
         """The table of some tasks of a cache.
 
-        :raises UsageError: the cache has no such task, or none is named.
+        :raises UsageError: the cache has no such task, or none is named, or its scores are of another control weight.
         """
+        cache.check_control_weight(control_weight)
         if not tasks:
             raise UsageError("name at least one task")
         damage = [cache.batch_damage(task, split) for task in tasks]

@@ -16,14 +16,20 @@ SUFFIXES = (".png", ".svg", ".pdf")
 def draw_heatmaps(cache: Cache, path: Path) -> None:
     """Draws the mean score of every head on every task, and the control damage, over all prompts, in nats.
 
+    Of an imported cache, the mean score over all episodes.
+
     :raises UsageError: the ending of the path is not that of a picture.
     :raises MachineError: the path cannot be written to.
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: a heat map ends in one of {', '.join(SUFFIXES)}")
-    control = cache.control_damage.mean(0)
-    panels = {f"{task}: score": cache.damage(task).mean(0) - control for task in cache.tasks}
-    figure = _figure({**panels, "control damage": control}, cache)
+    if cache.imported:
+        panels = {f"{task}: score": cache.episode_scores(task).mean(0) for task in cache.tasks}
+    else:
+        control = cache.control_damage.mean(0)
+        panels = {f"{task}: score": cache.damage(task).mean(0) - control for task in cache.tasks}
+        panels["control damage"] = control
+    figure = _figure(panels, cache)
     write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=110))
 
 
@@ -32,7 +38,8 @@ def _figure(panels: Mapping[str, np.ndarray], cache: Cache) -> Figure:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(columns * width, rows * height + 0.4), layout="constrained")
-    figure.suptitle(f"{cache.attributes['model']}: {cache.attributes['ablation']} ablation, nats")
+    source = "imported scores" if cache.imported else f"{cache.attributes['ablation']} ablation, nats"
+    figure.suptitle(f"{cache.attributes['model']}: {source}")
     for i, (title, values) in enumerate(panels.items()):
         grid = values.reshape(cache.n_layers, cache.n_heads)
         limit = float(np.abs(grid).max()) or 1.0

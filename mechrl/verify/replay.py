@@ -93,7 +93,9 @@ def check_fits(cache: Cache, note: CheckpointNote, model_sha256: str | None = No
     """Whether checkpoint, cache and (where given) the loaded model belong together.
 
     :raises FileError: they do not; the message says in what they differ.
+    :raises MachineError: the cache is imported.
     """
+    cache.check_replayable()
     for what, ours, theirs in (
         ("model", note.model_sha256, cache.attributes["model_sha256"]),
         ("ablation", note.ablation, cache.attributes["ablation"]),
@@ -119,7 +121,9 @@ def check_tokens(cache: Cache, model: Model) -> None:
     """Whether the cache's prompts are ones that the model can read, made with its tokenizer.
 
     :raises FileError: they are not.
+    :raises MachineError: the cache is imported, and has none.
     """
+    cache.check_replayable()
     attributes = cache.attributes
     ours = (model.tokenizer_sha256, model.vocabulary.bos is not None)
     if ours != (attributes["tokenizer_sha256"], attributes["prepend_bos"]):
