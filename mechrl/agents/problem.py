@@ -180,6 +180,6 @@ def families(cache: Cache) -> dict[str, list[str]]:
     """The tasks of a cache that its model does, by family: at least 90 % accuracy on the training prompts."""
     found: dict[str, list[str]] = {}
     for task in cache.tasks:
-        if float((cache.clean(task)[cache.in_split(task, TRAIN)] > 0).mean()) >= LEAST_ACCURACY:
+        if cache.imported or float((cache.clean(task)[cache.in_split(task, TRAIN)] > 0).mean()) >= LEAST_ACCURACY:
             found.setdefault(family_of(task), []).append(task)
     return found

@@ -10,7 +10,8 @@ import pytest
 from helpers import table_cache
 
 import mechrl.envs  # noqa: F401, makes the environment known
-from mechrl.agents.methods import random_order, static_order
+from mechrl.agents.orders import random_order, static_order
+from mechrl.agents.problem import Problem
 from mechrl.agents.protocol import evaluate
 from mechrl.agents.trajectories import search, write_minari
 from mechrl.cache.files import write_whole
@@ -103,7 +104,7 @@ def test_the_metadata_say_what_the_numbers_are_of(minari, cache, tmp_path, monke
     assert gymnasium.spec("mechrl/HeadDiscovery-v0").kwargs == {}
 
 
-@pytest.mark.parametrize("method", ["random", "static"])
+@pytest.mark.parametrize("method", ["random", "static order"])
 def test_the_command_writes_the_evaluation_episodes_of_a_search(minari, call, cache, tmp_path, monkeypatch, method):
     monkeypatch.chdir(tmp_path)
     out = Path("some folder")
@@ -114,12 +115,9 @@ def test_the_command_writes_the_evaluation_episodes_of_a_search(minari, call, ca
     dataset = minari.MinariDataset(out / "data")
     assert dataset.id == "some-folder-v0"
     assert dataset.storage.metadata["algorithm_name"] == method
-    wanted = (
-        np.tile(static_order(cache, ["a"])[:4], (4, 1))
-        if method == "static"
-        else evaluate(cache, "b", random_order(3), 4).picked
-    )
-    compare(dataset, cache, "b", "evaluation", wanted)
+    prepare = {"random": random_order, "static order": static_order}[method]
+    wanted = evaluate(cache, "b", prepare(Problem(cache, "b", ("a",))), 4, seed=3)
+    compare(dataset, cache, "b", "evaluation", wanted.picked)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["some folder"]
 
 
@@ -168,8 +166,14 @@ def test_wrong_usage_gets_one_message_and_writes_nothing(
 
 def test_a_static_order_needs_another_task(tmp_path):
     numbers = np.zeros((4, 2), np.float32)
-    with pytest.raises(UsageError, match=r"comes from other tasks, and .* holds a alone"):
-        search(table_cache(tmp_path / "t.h5", {"a": numbers}, numbers, 1, 2), "a", "static")
+    with pytest.raises(UsageError, match=r"learns from tasks of other families than a, and .* holds none"):
+        search(table_cache(tmp_path / "t.h5", {"a": numbers}, numbers, 1, 2), "a", "static order")
+
+
+def test_looks_at_few_prompts_are_no_trajectories(tmp_path):
+    numbers = np.zeros((12, 2), np.float32)
+    with pytest.raises(UsageError, match="such looks are no picks"):
+        search(table_cache(tmp_path / "t.h5", {"a": numbers}, numbers, 1, 2, batch_size=3), "a", "sweep on 1 prompt")
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (5, 2), (4,)])
