@@ -17,10 +17,10 @@ def compare(cache: Cache, policy: PlanningPolicy, note: CheckpointNote) -> dict[
     for task in [*note.tasks, *note.hold_out]:
 
         def run(method, signalled=False, task=task):
-            return evaluate(cache, task, method, note.picks, note.tasks, signalled, note.control_weight)
+            return evaluate(cache, task, method, note.picks, note.signals, signalled, note.control_weight)
 
         rows = []
-        if task in note.tasks:
+        if task in note.signals:
             rows.append(("agent", run(policy_method(policy, note.plan_k), True)))
         rows.append(("agent, no task signal", run(policy_method(policy, note.plan_k))))
         rows.append(("random", run(random_order(note.seed))))

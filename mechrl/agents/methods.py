@@ -12,6 +12,7 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
+from mechrl.envs.kernel import SCORE_SCALE
 from mechrl.tasks import TRAIN
 
 Method = Callable[[Episodes], np.ndarray]
@@ -43,16 +44,48 @@ def static_order(cache: Cache, tasks: Sequence[str], control_weight: float = 1.0
     return np.argsort(-np.mean(scores, axis=0), kind="stable")
 
 
-def policy_method(policy: MaskableActorCriticPolicy, k: int = 1) -> Method:
-    """The `k` most probable heads of a policy that are left."""
+def policy_method(
+    policy: MaskableActorCriticPolicy, k: int = 1, observe: Callable[[Episodes], np.ndarray] | None = None
+) -> Method:
+    """The `k` most probable heads of a policy that are left.
+
+    :param observe: what the policy sees instead of the observation, float32 of the same shape.
+    """
 
     @torch.inference_mode()
     def choose(episodes: Episodes) -> np.ndarray:
         policy.set_training_mode(False)
-        observation = torch.as_tensor(episodes.observation, device=policy.device)
+        seen = observe(episodes) if observe else episodes.observation
+        observation = torch.as_tensor(seen, device=policy.device)
         distribution = policy.get_distribution(observation, action_masks=episodes.untried)
         logits = distribution.distribution.logits  # type: ignore[union-attr]
         left = int(episodes.untried.sum(1).min())
         return logits.topk(min(k, left), dim=1).indices.cpu().numpy()
 
     return choose
+
+
+def shuffled_scores(seed: int) -> Callable[[Episodes], np.ndarray]:
+    """For `policy_method`: an episode's scores shuffled over all heads; a tried head shows the score of another."""
+    rng = np.random.default_rng(seed)
+    order = np.zeros((0, 0), np.int64)
+
+    def observe(episodes: Episodes) -> np.ndarray:
+        nonlocal order
+        n, table, state = episodes.table.n_sites, episodes.table, episodes.state
+        if not state.moves.any():
+            order = rng.permuted(np.tile(np.arange(n), (episodes.n, 1)), axis=1)
+        seen = episodes.observation.copy()
+        first = len(episodes.signals) + n
+        scores = np.take_along_axis(table.scores(state.row, state.control), order, 1)
+        seen[:, first : first + n] = np.where(episodes.untried, 0, scores / np.float32(SCORE_SCALE))
+        return seen
+
+    return observe
+
+
+def hidden_hints(episodes: Episodes) -> np.ndarray:
+    """For `policy_method`: the observation with every hint at its mean, which is 0."""
+    seen = episodes.observation.copy()
+    seen[:, len(episodes.signals) + 2 * episodes.table.n_sites :] = 0
+    return seen

@@ -42,6 +42,10 @@ PRESETS = {
         n_envs=64, steps=60_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.5, gae_lambda=0.9, minibatches=4,
         epochs=4, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
     ),
+    "heads": Preset(
+        n_envs=64, steps=40_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.9, gae_lambda=0.9, minibatches=4,
+        epochs=4, clip=0.2, entropy=0.01, value=0.5, layers=(32,), drop_signal=0.0,
+    ),
     # arXiv 2605.26343 and its public code.
     "paper": Preset(
         n_envs=8, steps=200_000, learning_rate=2.5e-4, final_learning_rate=5e-5, gamma=0.99, gae_lambda=0.95,
@@ -90,6 +94,8 @@ def train(
     steps: int,
     seed: int = 0,
     plan_k: int = 1,
+    policy: type[PlanningPolicy] = PlanningPolicy,
+    policy_kwargs: dict[str, Any] | None = None,
     tensorboard: Path | None = None,
     on_rollout: Callable[[MaskablePPO], None] = lambda ppo: None,
 ) -> MaskablePPO:
@@ -102,7 +108,7 @@ def train(
     """
     rollout = episodes.n * episodes.picks
     ppo = MaskablePPO(
-        PlanningPolicy,
+        policy,
         HeadVecEnv(episodes, seed),
         learning_rate=lambda left: (
             preset.final_learning_rate + (preset.learning_rate - preset.final_learning_rate) * left
@@ -115,14 +121,14 @@ def train(
         clip_range=preset.clip,
         ent_coef=preset.entropy,
         vf_coef=preset.value,
-        policy_kwargs={"net_arch": list(preset.layers)},
+        policy_kwargs=policy_kwargs or {"net_arch": list(preset.layers)},
         tensorboard_log=str(tensorboard) if tensorboard else None,
         seed=seed,
         device="cpu",
     )
-    policy = cast(PlanningPolicy, ppo.policy)
-    policy.plan_k = plan_k
-    policy.look = lambda sites: np.stack([episodes.look(row) for row in sites])
+    trained = cast(PlanningPolicy, ppo.policy)
+    trained.plan_k = plan_k
+    trained.look = lambda sites: np.stack([episodes.look(row) for row in sites])
     ppo.learn(steps, callback=_OnRollout(on_rollout))
     return ppo
 
@@ -139,11 +145,17 @@ class _OnRollout(BaseCallback):
         self.call(cast(MaskablePPO, self.model))
 
 
-def log_evaluation(ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float) -> dict:
-    """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger."""
+def log_evaluation(
+    ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float, told: bool = True
+) -> dict:
+    """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger.
+
+    :param told: whether the policy is given the one-hot of the tasks.
+    """
+    signals = tasks if told else ()
     measured: dict[str, Any] = {}
     for task in tasks:
-        evaluation = evaluate(cache, task, policy_method(ppo.policy), picks, tasks, control_weight=control_weight)
+        evaluation = evaluate(cache, task, policy_method(ppo.policy), picks, signals, control_weight=control_weight)
         if len(ratios := evaluation.ratios(3)):
             measured[task] = float(ratios.mean())
             ppo.logger.record(f"evaluation/ratio@3 {task}", measured[task])

@@ -1,0 +1,92 @@
+"""Training the policy `heads`: on every episode it knows only tasks of other families, as on a task it never saw."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from sb3_contrib import MaskablePPO
+
+from mechrl.agents.heads_policy import HeadsPolicy
+from mechrl.agents.ppo import PRESETS, Preset, train
+from mechrl.agents.protocol import coverage_k
+from mechrl.agents.structure import HeadStructure, blank_structure, family_folds, head_structure
+from mechrl.cache.reader import Cache
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.table import ScoreTable, default_picks
+
+
+class TrainingEpisodes(Episodes):
+    """Episodes as the policy `heads` is trained on them.
+
+    The observation ends with one number more: which of the policy's structures leaves the episode's task out. The
+    reward is what a pick adds to coverage: the sum of the k best scores seen, negatives as 0, over that of the episode's
+    k best; so a task with large scores counts as much as one with small ones.
+
+    :param fold: for each task of the table the number of its structure.
+    """
+
+    def __init__(self, table: ScoreTable, n: int, picks: int, fold: Sequence[int]):
+        super().__init__(table, n, picks, signals=())
+        self.fold = np.array(fold, np.float32)
+        self.best = np.zeros((n, coverage_k(table.n_sites)), np.float32)
+        self.most = np.ones(n, np.float32)
+
+    @property
+    def observation(self) -> np.ndarray:
+        """float32 [episode, 2 × site + 1]."""
+        return np.column_stack([self.state.observation, self.fold[self.state.task]])
+
+    def draw(self, i: int) -> None:
+        super().draw(i)
+        scores = self.table.scores(self.state.row[i : i + 1], self.state.control[i : i + 1])[0]
+        self.best[i] = 0
+        self.most[i] = max(np.sort(scores.clip(0))[-self.best.shape[1] :].sum(), 1e-3)
+
+    def step(self, actions: np.ndarray) -> None:
+        super().step(actions)
+        best = np.sort(np.column_stack([self.best, self.rewards]), 1)[:, 1:]
+        self.rewards[:] = (best.sum(1) - self.best.sum(1)) / self.most
+        self.best = best
+
+
+def train_heads(
+    cache: Cache,
+    tasks: Sequence[str],
+    *,
+    picks: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    plan_k: int = 1,
+    control_weight: float = 1.0,
+    structure: bool = True,
+    **others: Any,
+) -> MaskablePPO:
+    """Train the policy `heads` on tasks of a cache; it comes back with the structure of all of them.
+
+    :param structure: without it, the policy knows nothing of a head but its layer and what the episode shows.
+    :param others: of `train`.
+    """
+    preset = PRESETS["heads"]
+    table = ScoreTable.from_cache(cache, tasks, control_weight=control_weight)
+    others_of = family_folds(tasks)
+    parts = [tuple(tasks), *sorted(set(others_of.values()) - {tuple(tasks)})]
+    structures = [
+        head_structure(cache, part, control_weight) if structure else blank_structure(cache.n_sites, len(part))
+        for part in parts
+    ]
+    episodes = TrainingEpisodes(
+        table, preset.n_envs, picks or default_picks(cache.n_sites), [parts.index(others_of[task]) for task in tasks]
+    )
+    ppo = train(
+        episodes,
+        preset,
+        steps=steps or preset.steps,
+        seed=seed,
+        plan_k=plan_k,
+        policy=HeadsPolicy,
+        policy_kwargs={"structures": structures, "net_arch": list(preset.layers)},
+        **others,
+    )
+    ppo.policy.use(structures[:1])
+    return ppo
