@@ -140,16 +140,6 @@ class HeadsPolicy(PlanningPolicy):
     def predict_values(self, obs: Any) -> torch.Tensor:
         return self._score(obs)[1][:, None]
 
-    def forward(self, obs: torch.Tensor, deterministic: bool = False, action_masks: Any = None) -> Any:
-        if self.plan_k > 1:
-            return super().forward(obs, deterministic, action_masks)
-        logits, values = self._score(obs)
-        distribution = self.action_dist.proba_distribution(action_logits=logits)
-        if action_masks is not None:
-            distribution.apply_masking(action_masks)
-        actions = distribution.get_actions(deterministic=deterministic)
-        return actions, values[:, None], distribution.log_prob(actions)
-
     def evaluate_actions(self, obs: torch.Tensor, actions: torch.Tensor, action_masks: Any = None) -> Any:
         logits, values = self._score(obs)
         distribution = self.action_dist.proba_distribution(action_logits=logits)

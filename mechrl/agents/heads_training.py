@@ -35,13 +35,13 @@ class TrainingEpisodes(Episodes):
     @property
     def observation(self) -> np.ndarray:
         """float32 [episode, 2 × site + 1]."""
-        return np.column_stack([self.state.observation, self.fold[self.state.task]])
+        return np.column_stack([super().observation, self.fold[self.state.task]])
 
-    def draw(self, i: int) -> None:
-        super().draw(i)
-        scores = self.table.scores(self.state.row[i : i + 1], self.state.control[i : i + 1])[0]
-        self.best[i] = 0
-        self.most[i] = max(np.sort(scores.clip(0))[-self.best.shape[1] :].sum(), 1e-3)
+    def draw(self, rows: np.ndarray) -> None:
+        super().draw(rows)
+        scores = self.table.scores(self.state.row[rows], self.state.control[rows]).clip(0)
+        self.best[rows] = 0
+        self.most[rows] = np.sort(scores, 1)[:, -self.best.shape[1] :].sum(1).clip(1e-3)
 
     def step(self, actions: np.ndarray) -> None:
         super().step(actions)
@@ -84,8 +84,8 @@ def train_heads(
         steps=steps or preset.steps,
         seed=seed,
         plan_k=plan_k,
-        policy=HeadsPolicy,
-        policy_kwargs={"structures": structures, "net_arch": list(preset.layers)},
+        policy_class=HeadsPolicy,
+        policy_kwargs={"structures": structures},
         **others,
     )
     ppo.policy.use(structures[:1])

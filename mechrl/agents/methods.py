@@ -5,15 +5,18 @@ first. With k = 1 the candidate is the pick; with more, all are looked at, each 
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.kernel import SCORE_SCALE
 from mechrl.tasks import TRAIN
+
+if TYPE_CHECKING:
+    from mechrl.agents.ppo import PlanningPolicy
 
 Method = Callable[[Episodes], np.ndarray]
 
@@ -45,7 +48,7 @@ def static_order(cache: Cache, tasks: Sequence[str], control_weight: float = 1.0
 
 
 def policy_method(
-    policy: MaskableActorCriticPolicy, k: int = 1, observe: Callable[[Episodes], np.ndarray] | None = None
+    policy: "PlanningPolicy", k: int = 1, observe: Callable[[Episodes], np.ndarray] | None = None
 ) -> Method:
     """The `k` most probable heads of a policy that are left.
 
@@ -55,12 +58,10 @@ def policy_method(
     @torch.inference_mode()
     def choose(episodes: Episodes) -> np.ndarray:
         policy.set_training_mode(False)
-        seen = observe(episodes) if observe else episodes.observation
-        observation = torch.as_tensor(seen, device=policy.device)
-        distribution = policy.get_distribution(observation, action_masks=episodes.untried)
-        logits = distribution.distribution.logits  # type: ignore[union-attr]
+        seen = torch.from_numpy(observe(episodes) if observe else episodes.observation)
+        log_probs, _ = policy.log_probs_and_values(seen, torch.from_numpy(episodes.untried))
         left = int(episodes.untried.sum(1).min())
-        return logits.topk(min(k, left), dim=1).indices.cpu().numpy()
+        return log_probs.topk(min(k, left), dim=1).indices.numpy()
 
     return choose
 

@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 
+from mechrl.agents.lean_ppo import LeanPPO
 from mechrl.agents.methods import policy_method
 from mechrl.agents.protocol import evaluate
 from mechrl.cache.reader import Cache
@@ -63,22 +65,35 @@ class PlanningPolicy(MaskableActorCriticPolicy):
     plan_k = 1
     look: Callable[[np.ndarray], np.ndarray]
 
+    def log_probs_and_values(self, obs: torch.Tensor, untried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of all heads, [episode, site], about −1e8 for a tried one, and values, [episode].
+
+        All that training and evaluation ask of a policy. `untried` is bool [episode, site].
+        """
+        actor, critic = self.mlp_extractor(obs)
+        logits = self.action_net(actor).masked_fill(~untried, -1e8)  # as sb3-contrib does; -inf has no gradient
+        return logits.log_softmax(1), self.value_net(critic)[:, 0]
+
+    def sample(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """Draws a head for each episode, int64 [episode]; with `plan_k` > 1 the best of so many draws."""
+        candidates = log_probs.exp().multinomial(self.plan_k, replacement=True)
+        if self.plan_k == 1:
+            return candidates[:, 0]
+        best = torch.as_tensor(self.look(candidates.T.numpy()).argmax(0))
+        return candidates.gather(1, best[:, None])[:, 0]
+
     def forward(
         self, obs: torch.Tensor, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self.plan_k == 1:
-            return super().forward(obs, deterministic, action_masks)
-        distribution = self.get_distribution(obs, action_masks)
-        candidates = torch.stack([distribution.sample() for _ in range(self.plan_k)])
-        best = torch.as_tensor(self.look(candidates.cpu().numpy()).argmax(0), device=candidates.device)
-        actions = candidates.gather(0, best[None])[0]
-        return actions, self.predict_values(obs), distribution.log_prob(actions)
+        n_sites = int(cast(spaces.Discrete, self.action_space).n)
+        masks = np.ones((len(obs), n_sites), np.bool_) if action_masks is None else action_masks
+        log_probs, values = self.log_probs_and_values(obs, torch.as_tensor(masks, dtype=torch.bool))
+        actions = log_probs.argmax(1) if deterministic else self.sample(log_probs)
+        return actions, values[:, None], log_probs.gather(1, actions[:, None])[:, 0]
 
 
 def make_policy(n_signals: int, n_sites: int, layers: Sequence[int]) -> PlanningPolicy:
     """An untrained policy for observations of this size, to load parameters into."""
-    from gymnasium import spaces
-
     return PlanningPolicy(
         spaces.Box(-np.inf, np.inf, (n_signals + 2 * n_sites,), np.float32),
         spaces.Discrete(n_sites),
@@ -94,10 +109,10 @@ def train(
     steps: int,
     seed: int = 0,
     plan_k: int = 1,
-    policy: type[PlanningPolicy] = PlanningPolicy,
-    policy_kwargs: dict[str, Any] | None = None,
     tensorboard: Path | None = None,
     on_rollout: Callable[[MaskablePPO], None] = lambda ppo: None,
+    policy_class: type[PlanningPolicy] = PlanningPolicy,
+    policy_kwargs: dict[str, Any] | None = None,
 ) -> MaskablePPO:
     """Train PPO for `steps` picks (rounded up to whole rollouts).
 
@@ -105,10 +120,11 @@ def train(
     :param plan_k: how many heads to look at before each pick.
     :param tensorboard: a folder for TensorBoard logs.
     :param on_rollout: called after every rollout.
+    :param policy_kwargs: further arguments of `policy_class`; `net_arch` overrides the preset's layers.
     """
     rollout = episodes.n * episodes.picks
-    ppo = MaskablePPO(
-        policy,
+    ppo = LeanPPO(
+        policy_class,
         HeadVecEnv(episodes, seed),
         learning_rate=lambda left: (
             preset.final_learning_rate + (preset.learning_rate - preset.final_learning_rate) * left
@@ -121,14 +137,14 @@ def train(
         clip_range=preset.clip,
         ent_coef=preset.entropy,
         vf_coef=preset.value,
-        policy_kwargs=policy_kwargs or {"net_arch": list(preset.layers)},
+        policy_kwargs={"net_arch": list(preset.layers), **(policy_kwargs or {})},
         tensorboard_log=str(tensorboard) if tensorboard else None,
         seed=seed,
         device="cpu",
     )
-    trained = cast(PlanningPolicy, ppo.policy)
-    trained.plan_k = plan_k
-    trained.look = lambda sites: np.stack([episodes.look(row) for row in sites])
+    policy = cast(PlanningPolicy, ppo.policy)
+    policy.plan_k = plan_k
+    policy.look = lambda sites: np.stack([episodes.look(row) for row in sites])
     ppo.learn(steps, callback=_OnRollout(on_rollout))
     return ppo
 
@@ -154,8 +170,9 @@ def log_evaluation(
     """
     signals = tasks if told else ()
     measured: dict[str, Any] = {}
+    method = policy_method(cast(PlanningPolicy, ppo.policy))
     for task in tasks:
-        evaluation = evaluate(cache, task, policy_method(ppo.policy), picks, signals, control_weight=control_weight)
+        evaluation = evaluate(cache, task, method, min(3, picks), signals, control_weight=control_weight)
         if len(ratios := evaluation.ratios(3)):
             measured[task] = float(ratios.mean())
             ppo.logger.record(f"evaluation/ratio@3 {task}", measured[task])

@@ -35,14 +35,20 @@ class Episodes:
         self.drop_signal = drop_signal
         self._signal_of_task = np.array([self.signals.index(t) if t in self.signals else -1 for t in table.tasks])
         self._weight = np.float32(table.control_weight)
-        self.state = kernel.new_state(n, len(self.signals), table.n_sites)
+        self._hints = np.zeros((len(table.damage), 0), np.float32) if table.hints is None else table.hints
+        self.state = kernel.new_state(n, len(self.signals), table.n_sites, self._hints.shape[1])
+        self._at = 0  # which of the arrays of observations is the current one
         self.rewards = np.zeros(n, np.float32)
         self.dones = np.zeros(n, np.bool_)
 
     @property
     def observation(self) -> np.ndarray:
-        """float32 [episode, signals + 2 × site]; changes with the next step."""
-        return self.state.observation
+        """float32 [episode, signals + 2 × site (+ site)]: task one-hot, tried mask, score ÷ 5, hints if there are any.
+
+        Steps write into `kernel.RING` arrays in turn: this one does not change during the next two. `start` and `draw`
+        write into it.
+        """
+        return self.state.observations[self._at]
 
     @property
     def untried(self) -> np.ndarray:
@@ -53,17 +59,24 @@ class Episodes:
         """Seeds the draws of one row."""
         kernel.seed(self.state, i, seed)
 
-    def draw(self, i: int) -> None:
-        """Starts an episode of row `i` on batches drawn at random."""
+    def draw(self, rows: np.ndarray) -> None:
+        """Starts episodes of these rows, int64, on batches drawn at random."""
         table = self.table
         kernel.start_drawn(
-            self.state, i, table.first, table.count, len(table.control), self._signal_of_task, self.drop_signal
-        )
+            self.state, rows, self._at, table.first, table.count, len(table.control), self._signal_of_task,
+            self.drop_signal, self._hints,
+        )  # fmt: skip
+
+    def draw_all(self) -> None:
+        """Starts every row anew; like a step, it leaves the last two observations as they are."""
+        self._at = (self._at + 1) % kernel.RING
+        self.draw(np.arange(self.n))
 
     def start(self, i: int, task: int, batch: int, control: int, signalled: bool = True) -> None:
         """Starts an episode of row `i` on chosen batches: the task's and the control's, counted within the split."""
         signal = int(self._signal_of_task[task]) if signalled else -1
-        kernel.start(self.state, i, task, int(self.table.first[task]) + batch, control, signal)
+        row = int(self.table.first[task]) + batch
+        kernel.start(self.state, i, self._at, task, row, control, signal, self._hints)
 
     def step(self, actions: np.ndarray) -> None:
         """One pick in every episode; `rewards`, `dones`, `observation` and `untried` are brought up to date.
@@ -71,22 +84,16 @@ class Episodes:
         :param actions: int64 [episode], sites.
         :raises UsageError: there is no such head.
         """
-        if actions.min() < 0 or actions.max() >= self.table.n_sites:
-            raise UsageError(
-                f"actions are sites, 0 to {self.table.n_sites - 1}, not {actions.min()} to {actions.max()}"
-            )
-        kernel.step(
-            self.state,
-            actions,
-            self.table.damage,
-            self.table.control,
-            self._weight,
-            self.picks,
-            self.rewards,
-            self.dones,
-        )
+        table = self.table
+        at = (self._at + 1) % kernel.RING
+        if not kernel.step(
+            self.state, at, actions, table.damage, table.control, self._weight, self._hints, self.picks,
+            self.rewards, self.dones,
+        ):  # fmt: skip
+            raise UsageError(f"actions are sites, 0 to {table.n_sites - 1}, not {actions.min()} to {actions.max()}")
+        self._at = at
 
     def look(self, sites: np.ndarray) -> np.ndarray:
         """The scores of one head in each episode, float32 [episode], without picking it."""
-        rows = np.arange(self.n)
-        return self.table.scores(self.state.row, self.state.control)[rows, sites]
+        state, table = self.state, self.table
+        return table.damage[state.row, sites] - self._weight * table.control[state.control, sites]

@@ -7,13 +7,16 @@ from numba import njit
 
 SCORE_SCALE = 5.0  # scores are divided by this in the observation
 REPEAT_REWARD = -1.0  # of picking a head again: it uses up a pick and shows nothing new
+RING = 3  # observations are written in turn into so many arrays; the last RING picks bring an old one up to date
 
 
 class State(NamedTuple):
     """The episodes in progress, one row each.
 
-    rng uint64; task, row (of damage), control (row of control damage) and moves int64; observation float32 [episode,
-    signals + 2 × site]: task one-hot, tried mask, score ÷ 5 of tried heads; untried bool [episode, site].
+    rng uint64; task, row (of damage), control (row of control damage), moves and signal (place in the one-hot, -1 for
+    none) int64; observations float32 [RING, episode, signals + 2 × site (+ site)]: task one-hot, tried mask, score ÷ 5
+    of tried heads, hints if there are any; untried bool [episode, site]; the last picks, recent int64 [episode, RING]
+    (-1 for a repeat) and what they showed, shown float32 [episode, RING].
     """
 
     rng: np.ndarray
@@ -21,21 +24,27 @@ class State(NamedTuple):
     row: np.ndarray
     control: np.ndarray
     moves: np.ndarray
-    observation: np.ndarray
+    signal: np.ndarray
+    observations: np.ndarray
     untried: np.ndarray
+    recent: np.ndarray
+    shown: np.ndarray
 
 
-def new_state(n: int, n_signals: int, n_sites: int) -> State:
+def new_state(n: int, n_signals: int, n_sites: int, n_hints: int = 0) -> State:
     """`n` episodes that have not started."""
-    task, row, control, moves = (np.zeros(n, np.int64) for _ in range(4))
+    task, row, control, moves, signal = (np.zeros(n, np.int64) for _ in range(5))
     return State(
         np.zeros(n, np.uint64),
         task,
         row,
         control,
         moves,
-        np.zeros((n, n_signals + 2 * n_sites), np.float32),
+        signal,
+        np.zeros((RING, n, n_signals + 2 * n_sites + n_hints), np.float32),
         np.ones((n, n_sites), np.bool_),
+        np.full((n, RING), -1, np.int64),
+        np.zeros((n, RING), np.float32),
     )
 
 
@@ -60,57 +69,97 @@ def below(state: State, i: int, n: int) -> np.int64:
 
 
 @njit(cache=True)
-def start(state: State, i: int, task: int, row: int, control: int, signal: int) -> None:
+def blank(state: State, i: int, at: int, hints: np.ndarray) -> None:
+    """Writes the observation of a row before its first pick into array `at`."""
+    observation = state.observations[at, i]
+    n_hints = hints.shape[1]
+    known = len(observation) - n_hints
+    observation[:known] = 0.0
+    observation[known:] = hints[state.row[i]]
+    if state.signal[i] >= 0:
+        observation[state.signal[i]] = 1.0
+
+
+@njit(cache=True)
+def start(state: State, i: int, at: int, task: int, row: int, control: int, signal: int, hints: np.ndarray) -> None:
     """Starts an episode on these batches; `signal` is the task's place in the one-hot, -1 for no task signal."""
     state.task[i] = task
     state.row[i] = row
     state.control[i] = control
     state.moves[i] = 0
-    state.observation[i] = 0.0
+    state.signal[i] = signal
     state.untried[i] = True
-    if signal >= 0:
-        state.observation[i, signal] = 1.0
+    blank(state, i, at, hints)
 
 
 @njit(cache=True)
 def start_drawn(
-    state: State, i: int, first: np.ndarray, count: np.ndarray, n_control: int, signals: np.ndarray, drop: float
+    state: State,
+    rows: np.ndarray,
+    at: int,
+    first: np.ndarray,
+    count: np.ndarray,
+    n_control: int,
+    signals: np.ndarray,
+    drop: float,
+    hints: np.ndarray,
 ) -> None:
-    """Starts an episode on a task, a batch of it and a control batch drawn at random.
+    """Starts episodes of these rows, each on a task, a batch of it and a control batch drawn at random.
 
     :param signals: int64 [task], each task's place in the one-hot, -1 for none.
     :param drop: the share of episodes that get no task signal.
     """
-    task = below(state, i, len(first))
-    row = first[task] + below(state, i, count[task])
-    control = below(state, i, n_control)
-    dropped = below(state, i, 1 << 20) < drop * (1 << 20)
-    start(state, i, task, row, control, -1 if dropped else signals[task])  # type: ignore[arg-type]
+    for i in rows:
+        task = below(state, i, len(first))
+        row = first[task] + below(state, i, count[task])
+        control = below(state, i, n_control)
+        dropped = below(state, i, 1 << 20) < drop * (1 << 20)
+        start(state, i, at, task, row, control, -1 if dropped else signals[task], hints)  # type: ignore[arg-type]
 
 
 @njit(cache=True)
 def step(
     state: State,
+    at: int,
     actions: np.ndarray,
     damage: np.ndarray,
     control: np.ndarray,
     weight: np.float32,
+    hints: np.ndarray,
     picks: int,
     rewards: np.ndarray,
     dones: np.ndarray,
-) -> None:
-    """One pick in every episode; rewards float32 and dones bool are filled in."""
+) -> bool:
+    """One pick in every episode; rewards float32 and dones bool are filled in, the observations into array `at`.
+
+    That array was written RING steps ago, or belongs to an earlier episode. False, and nothing done, if an action is no
+    site.
+    """
     n_sites = state.untried.shape[1]
-    n_signals = state.observation.shape[1] - 2 * n_sites
+    n_signals = state.observations.shape[2] - 2 * n_sites - hints.shape[1]
+    for site in actions:
+        if site < 0 or site >= n_sites:
+            return False
     for i in range(len(actions)):
         site = actions[i]
+        move = state.moves[i]
         if state.untried[i, site]:
             score = damage[state.row[i], site] - weight * control[state.control[i], site]
             state.untried[i, site] = False
-            state.observation[i, n_signals + site] = 1.0
-            state.observation[i, n_signals + n_sites + site] = score / np.float32(SCORE_SCALE)
+            state.recent[i, move % RING] = site
+            state.shown[i, move % RING] = score / np.float32(SCORE_SCALE)
             rewards[i] = score
         else:
+            state.recent[i, move % RING] = -1
             rewards[i] = REPEAT_REWARD
-        state.moves[i] += 1
-        dones[i] = state.moves[i] >= picks
+        move += 1
+        state.moves[i] = move
+        dones[i] = move >= picks
+        if move < RING:
+            blank(state, i, at, hints)
+        for k in range(min(move, RING)):
+            pick = state.recent[i, k]
+            if pick >= 0:
+                state.observations[at, i, n_signals + pick] = 1.0
+                state.observations[at, i, n_signals + n_sites + pick] = state.shown[i, k]
+    return True

@@ -1,6 +1,7 @@
 """The live game: every pick asks the model. What the lookup must equal, and what it is timed against."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -80,14 +81,7 @@ class LiveEpisodes(Episodes):
     """
 
     def __init__(self, scores: LiveScores, table: ScoreTable, n: int, picks: int, drop_signal: float = 0.0):
-        blank = ScoreTable(
-            table.tasks,
-            np.full_like(table.damage, np.nan),
-            table.first,
-            table.count,
-            np.full_like(table.control, np.nan),
-            table.control_weight,
-        )
+        blank = replace(table, damage=np.full_like(table.damage, np.nan), control=np.full_like(table.control, np.nan))
         super().__init__(blank, n, picks, drop_signal=drop_signal)
         self.scores = scores
 

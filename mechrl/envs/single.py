@@ -59,7 +59,7 @@ class HeadDiscoveryEnv(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None or not self.episodes.state.rng[0]:
             self.episodes.seed(0, int(self.np_random.integers(2**32)))
-        self.episodes.draw(0)
+        self.episodes.draw(np.zeros(1, np.int64))
         if options:
             self._start(options)
         return self.episodes.observation[0].copy(), self._info()

@@ -21,6 +21,8 @@ class ScoreTable:
     :param first: int64 [task], the first row of each task; `count` int64 [task], how many rows it has.
     :param control: float32 [control batch, site], in nats per token.
     :param control_weight: the score is damage − control_weight × control damage.
+    :param hints: float32 [row, site] or None, an estimate of each head's score that a method is allowed to see, such as
+        attribution; the observation then ends with the row's hints.
     """
 
     tasks: tuple[str, ...]
@@ -29,6 +31,7 @@ class ScoreTable:
     count: np.ndarray
     control: np.ndarray
     control_weight: float = 1.0
+    hints: np.ndarray | None = None
 
     @classmethod
     def from_cache(

@@ -13,7 +13,9 @@ from mechrl.envs.episodes import Episodes
 class HeadVecEnv(VecEnv):
     """Steps all episodes in one kernel call and starts finished ones anew on batches drawn at random.
 
-    Offers `action_masks` for `MaskablePPO`. Observations, rewards and masks handed out are copies.
+    Offers `action_masks` for `MaskablePPO`. Observations are handed out without a copy: an array stays as it is during
+    the next two `step` or `reset`, which is one more than stable-baselines3 needs, and is then written anew; copy what
+    you keep longer. Everything else is yours. While no episode ends, `infos` is the same list of empty dicts.
 
     :param episodes: the game; see `Episodes` for its rules.
     :param seed: of the draws; `seed()` before a `reset()` overrides it.
@@ -31,17 +33,18 @@ class HeadVecEnv(VecEnv):
         )
         self._actions = np.zeros(episodes.n, np.int64)
         self._returns = np.zeros(episodes.n)
+        self._no_infos: list[dict[str, Any]] = [{} for _ in range(episodes.n)]
         self.seed(seed)
 
     def reset(self) -> np.ndarray:
         for i, seed in enumerate(self._seeds):
             if seed is not None:
                 self.episodes.seed(i, seed)
-            self.episodes.draw(i)
+        self.episodes.draw_all()
         self._reset_seeds()
         self._reset_options()
         self._returns[:] = 0
-        return self.episodes.observation.copy()
+        return self.episodes.observation
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions[:] = actions
@@ -51,17 +54,31 @@ class HeadVecEnv(VecEnv):
         episodes.step(self._actions)
         self._returns += episodes.rewards
         dones = episodes.dones.copy()
+        finished = np.flatnonzero(dones)
+        infos = self._no_infos if len(finished) == 0 else self._restart(finished)
+        return episodes.observation, episodes.rewards.copy(), dones, infos
+
+    def _restart(self, finished: np.ndarray) -> list[dict[str, Any]]:
+        """Starts these rows anew; the infos of all rows, with how the finished episodes ended."""
+        episodes = self.episodes
+        names = episodes.table.tasks
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for i in np.flatnonzero(dones).tolist():
+        for i, last, total, task in zip(
+            finished.tolist(),
+            episodes.observation[finished],
+            self._returns[finished].tolist(),
+            episodes.state.task[finished].tolist(),
+            strict=True,
+        ):
             infos[i] = {
-                "terminal_observation": episodes.observation[i].copy(),
+                "terminal_observation": last,
                 "TimeLimit.truncated": False,
-                "episode": {"r": float(self._returns[i]), "l": int(episodes.picks)},
-                "task": episodes.table.tasks[episodes.state.task[i]],
+                "episode": {"r": total, "l": episodes.picks},
+                "task": names[task],
             }
-            self._returns[i] = 0
-            episodes.draw(i)
-        return episodes.observation.copy(), episodes.rewards.copy(), dones, infos
+        self._returns[finished] = 0
+        episodes.draw(finished)
+        return infos
 
     def action_masks(self) -> np.ndarray:
         """Which heads are left, bool [episode, site]."""

@@ -54,8 +54,7 @@ def test_kernel_follows_the_rules(table):
         episodes.seed(i, i)
     repeats = 0
     for _ in range(50):
-        for i in range(5):
-            episodes.draw(i)
+        episodes.draw(np.arange(5))
         tried = [{} for _ in range(5)]
         for pick in range(4):
             actions = rng.integers(0, N_SITES, 5)
@@ -84,7 +83,7 @@ def test_draws_cover_all_batches_and_drop_the_signal_as_often_as_asked(table):
     episodes.seed(0, 3)
     rows, controls, told = set(), set(), 0
     for _ in range(2000):
-        episodes.draw(0)
+        episodes.draw(np.array([0]))
         rows.add(int(episodes.state.row[0]))
         controls.add(int(episodes.state.control[0]))
         told += episodes.observation[0, :2].any()
@@ -122,7 +121,124 @@ def test_vec_env_honours_seeds(table):
     assert not np.array_equal(first, other)
 
 
-def test_vec_env_hands_out_copies_and_terminal_observations(table):
+class SlowVecEnv:
+    """The rules in plain Python: one episode at a time, every array made anew."""
+
+    def __init__(self, table, n, picks, drop, seed):
+        self.table, self.picks, self.drop = table, picks, drop
+        self.rng = [self._mix(seed + i) for i in range(n)]
+
+    @staticmethod
+    def _mix(z):
+        z = (z * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return (z ^ (z >> 31)) | 1
+
+    def _below(self, i, n):
+        x = self.rng[i]
+        x ^= x >> 12
+        x ^= x << 25 & (2**64 - 1)
+        x ^= x >> 27
+        self.rng[i] = x
+        return ((x * 0x2545F4914F6CDD1D % 2**64) >> 33) % n
+
+    def _start(self, i):
+        task = self._below(i, len(self.table.tasks))
+        row = int(self.table.first[task]) + self._below(i, int(self.table.count[task]))
+        control = self._below(i, len(self.table.control))
+        told = self._below(i, 2**20) >= self.drop * 2**20
+        return {"task": task, "row": row, "control": control, "told": told, "tried": {}, "moves": 0, "return": 0.0}
+
+    def reset(self):
+        self.games = [self._start(i) for i in range(len(self.rng))]
+        return self.observations()
+
+    def observations(self):
+        return np.stack([self._observation(game) for game in self.games])
+
+    def _observation(self, game):
+        tried, n_sites = game["tried"], self.table.n_sites
+        signal = [float(game["told"] and game["task"] == t) for t in range(len(self.table.tasks))]
+        scores = [np.float32(tried.get(s, 0)) / np.float32(5) for s in range(n_sites)]
+        hints = [] if self.table.hints is None else self.table.hints[game["row"]]
+        return np.array([*signal, *(float(s in tried) for s in range(n_sites)), *scores, *hints], np.float32)
+
+    def step(self, actions):
+        rewards, dones, infos = [], [], []
+        for i, site in enumerate(actions.tolist()):
+            game = self.games[i]
+            score = self.table.scores(game["row"], game["control"])[site]
+            reward = np.float32(-1) if site in game["tried"] else score
+            game["tried"][site] = score
+            game["moves"] += 1
+            game["return"] += float(reward)
+            rewards.append(reward)
+            dones.append(game["moves"] == self.picks)
+            infos.append({})
+            if dones[-1]:
+                infos[-1] = {
+                    "terminal_observation": self._observation(game),
+                    "TimeLimit.truncated": False,
+                    "episode": {"r": game["return"], "l": self.picks},
+                    "task": self.table.tasks[game["task"]],
+                }
+                self.games[i] = self._start(i)
+        return self.observations(), np.array(rewards), np.array(dones), infos
+
+
+@pytest.mark.parametrize("hinted", [False, True])
+@pytest.mark.parametrize("picks", [1, 2, 3, 4, 6])
+def test_vec_env_equals_the_slow_reference_and_what_it_hands_out_stays_for_two_steps(table, picks, hinted):
+    if hinted:
+        table = replace(table, hints=np.random.default_rng(5).normal(size=table.damage.shape).astype(np.float32))
+    env = HeadVecEnv(Episodes(table, 4, picks, drop_signal=0.25), seed=7)
+    slow = SlowVecEnv(table, 4, picks, 0.25, 7)
+    assert env.observation_space.shape == (2 + (3 if hinted else 2) * N_SITES,)
+    rng = np.random.default_rng(2)
+    handed_out, terminal = [], []
+
+    def compare(observation, expected):
+        np.testing.assert_array_equal(observation, expected)
+        handed_out.append((observation, expected))
+        for earlier, as_it_was in handed_out[-3:]:
+            np.testing.assert_array_equal(earlier, as_it_was)
+
+    compare(env.reset(), slow.reset())
+    for step in range(300):
+        actions = rng.integers(0, N_SITES, 4)  # repeats among them
+        observation, rewards, dones, infos = env.step(actions)
+        expected, expected_rewards, expected_dones, expected_infos = slow.step(actions)
+        compare(observation, expected)
+        np.testing.assert_array_equal(rewards, expected_rewards)
+        np.testing.assert_array_equal(dones, expected_dones)
+        np.testing.assert_array_equal(env.action_masks(), observation[:, 2 : 2 + N_SITES] == 0)
+        for info, expected_info in zip(infos, expected_infos, strict=True):
+            assert list(info) == list(expected_info)
+            if info:
+                last, expected_last = info.pop("terminal_observation"), expected_info.pop("terminal_observation")
+                np.testing.assert_array_equal(last, expected_last)
+                terminal.append((last, expected_last))
+                assert info.pop("episode")["r"] == pytest.approx(expected_info.pop("episode")["r"])
+                assert info == expected_info
+        if step % 50 == 20:
+            compare(env.reset(), slow.reset())
+    assert len(terminal) >= 4 * 40
+    for last, expected_last in terminal:
+        np.testing.assert_array_equal(last, expected_last)
+
+
+def test_a_step_with_an_action_that_is_no_head_changes_nothing(table):
+    env = HeadVecEnv(Episodes(table, 3, picks=4))
+    start = env.reset()
+    for wrong in (-1, N_SITES):
+        with pytest.raises(UsageError, match="actions are sites, 0 to 5"):
+            env.step(np.array([0, 1, wrong]))
+    np.testing.assert_array_equal(env.episodes.observation, start)
+    assert env.action_masks().all()
+
+
+def test_vec_env_starts_anew_and_gives_terminal_observations(table):
     env = HeadVecEnv(Episodes(table, 3, picks=2), seed=1)
     start = env.reset()
     assert env.has_attr("action_masks")
