@@ -1,4 +1,4 @@
-"""A policy that scores every head with the same weights, from what other tasks say of it and what this episode shows."""
+"""A policy that scores every head with the same weights, from what other tasks say of it and what the episode shows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +14,29 @@ from mechrl.agents.protocol import coverage_k
 from mechrl.agents.structure import HeadStructure
 from mechrl.envs.kernel import SCORE_SCALE
 
-PER_HEAD, CONTEXT = 13, 5  # features of a head, and of the episode
+PER_HEAD, CONTEXT = 13, 5  # numbers that the network is given of a head, and of the episode
+NORMAL = torch.distributions.Normal(0.0, 1.0)
 
 
 class HeadsPolicy(PlanningPolicy):
+    """One logit per head and one value, from weights that know neither how many heads nor how many tasks there are.
+
+    A Gaussian over the heads' scores, with mean and covariance from other tasks, is conditioned on the scores seen; its
+    expected improvement is the first guess of the logits. A network adds to it. It sees each head (layer, whether and
+    with what score it was tried, hint, what other tasks say, what the Gaussian expects), and, pooled over all heads and
+    over the tried ones, the episode. Permuting heads of a layer permutes the logits.
+
+    :param structures: of the heads; see `use`.
+    :param n_signals: length of the one-hot that the observation begins with.
+    :param hints: whether the observation ends with hints.
+    :param net_arch: one number, the width of the hidden layers.
+    """
+
+    scale: torch.Tensor  # float32 [structure]
+    table: torch.Tensor  # float32 [structure, site, 4]: layer, mean, spread, best
+    noise: torch.Tensor  # float32 [structure, site]
+    loadings: torch.Tensor  # float32 [structure, task, site]
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -25,127 +44,123 @@ class HeadsPolicy(PlanningPolicy):
         lr_schedule: Any,
         *,
         structures: Sequence[HeadStructure],
+        net_arch: Sequence[int],
         n_signals: int = 0,
         hints: bool = False,
-        net_arch: Sequence[int] = (32,),
-        knobs: dict | None = None,
-        **kwargs: Any,
+        **others: Any,
     ):
-        self.n_sites, self.n_signals, self.hints = int(action_space.n), n_signals, hints
-        self.knobs = dict(prior=1.0, kappa=0.5, useless=()) | (knobs or {})
-        super().__init__(observation_space, action_space, lr_schedule, net_arch=list(net_arch), **kwargs)
+        self.width, self.n_signals, self.hints = net_arch[0], n_signals, hints
+        super().__init__(observation_space, action_space, lr_schedule, net_arch=list(net_arch), **others)
         self.use(structures)
 
     def use(self, structures: Sequence[HeadStructure]) -> None:
-        """Search the heads of these structures: the first where nothing is said, else the one that is named by the
-        last number of the observation."""
+        """Search the heads of these structures, all of one model.
+
+        The first one counts, unless the observation ends with the number of another, as in training.
+        """
         most = max(len(s.loadings) for s in structures)
 
-        def stacked(rows) -> torch.Tensor:
-            return torch.as_tensor(np.stack(list(rows)), dtype=torch.float32)
+        def keep(name: str, rows: Sequence[Any]) -> None:
+            self.register_buffer(name, torch.as_tensor(np.stack(rows), dtype=torch.float32))
 
-        self.register_buffer("scale", stacked(np.array(s.scale) for s in structures))
-        self.register_buffer("table", stacked(np.stack([s.layer, s.mean, s.spread, s.best], 1) for s in structures))
-        self.register_buffer("noise", stacked(s.noise for s in structures))
-        loadings = [np.pad(s.loadings, ((0, most - len(s.loadings)), (0, 0))) for s in structures]
-        self.register_buffer("loadings", stacked(loadings))
-        self.n_sites = self.noise.shape[1]
-        self.action_space = spaces.Discrete(self.n_sites)
+        keep("scale", [s.scale for s in structures])
+        keep("table", [np.stack([s.layer, s.mean, s.spread, s.best], 1) for s in structures])
+        keep("noise", [s.noise for s in structures])
+        keep("loadings", [np.pad(s.loadings, ((0, most - len(s.loadings)), (0, 0))) for s in structures])
+        self.action_space = spaces.Discrete(self.noise.shape[1])
         self.action_dist = make_masked_proba_distribution(self.action_space)
 
     def _build(self, lr_schedule: Any) -> None:
-        width = self.net_arch[0]
+        width, pooled = self.width, 3 * self.width + CONTEXT
         self.head, self.around_head = nn.Linear(PER_HEAD, width), nn.Linear(CONTEXT + self.n_signals, width)
-        self.again, self.around_again = nn.Linear(width, width), nn.Linear(3 * width + CONTEXT, width)
+        self.again, self.around_again = nn.Linear(width, width), nn.Linear(pooled, width)
         self.logit = nn.Linear(width, 1)
-        self.value = nn.Sequential(nn.Linear(3 * width + CONTEXT, width), nn.Tanh(), nn.Linear(width, 1))
-        self.trust = nn.Parameter(torch.tensor([float(self.knobs["prior"]), float(self.knobs["kappa"])]))
-        small = {self.logit: 0.01, self.value[2]: 1.0}
+        self.value = nn.Sequential(nn.Linear(pooled, width), nn.Tanh(), nn.Linear(width, 1))
+        self.trust = nn.Parameter(torch.tensor(2.0))  # in the expected improvement
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.orthogonal_(layer.weight, small.get(layer, 2**0.5))
+                nn.init.orthogonal_(layer.weight, 0.01 if layer is self.logit else 2**0.5)
                 nn.init.zeros_(layer.bias)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def log_probs_and_values(self, obs: torch.Tensor, untried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, values = self._logits_and_values(obs)
+        return logits.masked_fill(~untried, -1e8).log_softmax(1), values
 
     def expect(
-        self, tried: torch.Tensor, score: torch.Tensor, which: torch.Tensor | int = 0
+        self, tried: torch.Tensor, score: torch.Tensor, which: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of every head's squashed score given those of the tried heads, [episode, site].
 
         The conditional of a Gaussian (Rasmussen and Williams 2006, A.6), solved in the space of the training tasks,
         which is smaller than that of the heads.
+
+        :param tried: float32 [episode, site], 1 or 0.
+        :param score: float32 [episode, site], squashed, 0 where not tried.
+        :param which: int64 [episode], the structure.
         """
         mean, noise, loadings = self.table[which, :, 1], self.noise[which], self.loadings[which]
         weighted = loadings * (tried / noise)[:, None]
-        precision = torch.eye(loadings.shape[-2]) + weighted @ loadings.mT
+        precision = torch.eye(loadings.shape[1]) + weighted @ loadings.mT
         seen = weighted @ ((score - mean) * tried)[:, :, None]
-        solved = torch.linalg.solve(precision, torch.cat([seen, loadings.expand(len(seen), -1, -1)], 2))
+        solved = torch.linalg.solve(precision, torch.cat([seen, loadings], 2))
         expected = mean + (solved[:, :, :1] * loadings).sum(1)
         return expected, ((solved[:, :, 1:] * loadings).sum(1) + noise).sqrt()
 
     @torch.no_grad()
-    def _look(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of every head, [episode, site, PER_HEAD], and of the episode, [episode, CONTEXT + signals]."""
-        n = self.n_sites
+    def _features(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of every head [episode, site, PER_HEAD], of the episode [episode, CONTEXT + signals]; improvements."""
+        n = self.noise.shape[1]
         sizes = [self.n_signals, n, n, n if self.hints else 0]
-        signals, tried, score, hint, fold = obs.split([*sizes, obs.shape[1] - sum(sizes)], 1)
-        which = fold[:, 0].long() if fold.shape[1] else torch.zeros(len(obs), dtype=torch.long)
-        score = torch.asinh(score * SCORE_SCALE / self.scale[which, None])
+        signals, tried, score, hint, rest = obs.split([*sizes, obs.shape[1] - sum(sizes)], 1)
+        which = rest[:, 0].long() if rest.shape[1] else torch.zeros(len(obs), dtype=torch.int64)
         layer, mean, spread, best = self.table[which].unbind(2)
+        score = torch.asinh(score * SCORE_SCALE / self.scale[which, None])
         expected, deviation = self.expect(tried, score, which)
-        k = coverage_k(n)
-        ranked = torch.where(tried > 0, score, -5.0).topk(k, 1).values
-        goal = ranked[:, -1:].clamp(min=0)
-        z = (expected - goal) / deviation
-        normal = torch.distributions.Normal(0.0, 1.0)
-        gain = deviation * (z * normal.cdf(z) + normal.log_prob(z).exp())
-        surprise = ((score - expected) / deviation * tried)
+        ranked = torch.where(tried > 0, score, 0).topk(coverage_k(n), 1).values.clamp(min=0)
+        z = (expected - ranked[:, -1:]) / deviation
+        # Expected improvement on the k-th best score so far (Jones, Schonlau and Welch 1998).
+        improvement = deviation * (z * NORMAL.cdf(z) + NORMAL.log_prob(z).exp())
+        surprise = (score - expected) / deviation * tried
         count = tried.sum(1, keepdim=True)
-        context = torch.cat([
-            count / n, torch.log1p(count) / 2, ranked[:, :1].clamp(min=0) / 3, goal / 3,
-            surprise.abs().sum(1, keepdim=True) / (1 + count),
-        ], 1)  # fmt: skip
-        heads = torch.stack([
-            layer, tried, score * tried / 3, hint if self.hints else torch.zeros_like(layer), mean / 3, spread / 2,
-            best / 3, expected / 3, deviation, gain, z.clamp(-5, 5) / 2, expected - expected.amax(1, keepdim=True), surprise / 2,
-        ], 2)  # fmt: skip
-        for i in self.knobs["useless"]:
-            heads[:, :, i] = 0
-        return heads, torch.cat([context, signals], 1)
+        heads = [
+            layer, tried, score / 3, hint if self.hints else torch.zeros_like(layer), mean / 3, spread / 2, best / 3,
+            expected / 3, deviation, improvement, z.clamp(-5, 5) / 2, expected - expected.amax(1, keepdim=True),
+            surprise / 2,
+        ]  # fmt: skip
+        episode = [
+            count / n, count.log1p() / 2, ranked[:, :1] / 3, ranked[:, -1:] / 3,
+            surprise.abs().sum(1, keepdim=True) / (1 + count), signals,
+        ]  # fmt: skip
+        return torch.stack(heads, 2), torch.cat(episode, 1), improvement
 
-    def _score(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [episode, site] and values [episode]."""
-        heads, context = self._look(obs)
-        one = torch.relu(self.head(heads) + self.around_head(context)[:, None])
+    def _logits_and_values(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [episode, site] and [episode]."""
+        heads, episode, improvement = self._features(obs)
+        each = (self.head(heads) + self.around_head(episode)[:, None]).relu()
         tried = heads[:, :, 1:2]
-        seen = one * tried
-        state = torch.cat([one.mean(1), seen.amax(1), seen.sum(1) / (1 + tried.sum(1)), context[:, :CONTEXT]], 1)
-        two = torch.relu(self.again(one) + self.around_again(state)[:, None])
-        if self.knobs.get("acq") == "ei":
-            prior = 2 * self.trust[0] * torch.log(heads[:, :, 9] + 0.01)
-        else:
-            prior = self.trust[0] * (3 * heads[:, :, 7] + self.trust[1] * heads[:, :, 8])
-        return self.logit(two)[:, :, 0] + prior, self.value(state)[:, 0]
+        seen = each * tried
+        pooled = [each.mean(1), seen.amax(1), seen.sum(1) / (1 + tried.sum(1)), episode[:, :CONTEXT]]
+        state = torch.cat(pooled, 1)
+        logits = self.logit((self.again(each) + self.around_again(state)[:, None]).relu())[:, :, 0]
+        return logits + self.trust * (improvement + 0.01).log(), self.value(state)[:, 0]
 
-    def log_probs_and_values(self, obs: torch.Tensor, untried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, values = self._score(obs)
-        return logits.masked_fill(~untried, -1e8).log_softmax(1), values
+    # What stable-baselines3 asks of a policy.
 
     def get_distribution(self, obs: Any, action_masks: Any = None) -> MaskableDistribution:
-        distribution = self.action_dist.proba_distribution(action_logits=self._score(obs)[0])
+        distribution = self.action_dist.proba_distribution(action_logits=self._logits_and_values(obs)[0])
         if action_masks is not None:
             distribution.apply_masking(action_masks)
         return distribution
 
     def predict_values(self, obs: Any) -> torch.Tensor:
-        return self._score(obs)[1][:, None]
+        return self._logits_and_values(obs)[1][:, None]
 
-    def evaluate_actions(self, obs: torch.Tensor, actions: torch.Tensor, action_masks: Any = None) -> Any:
-        logits, values = self._score(obs)
-        distribution = self.action_dist.proba_distribution(action_logits=logits)
-        if action_masks is not None:
-            distribution.apply_masking(action_masks)
-        return values[:, None], distribution.log_prob(actions), distribution.entropy()
+    def evaluate_actions(
+        self, obs: torch.Tensor, actions: torch.Tensor, action_masks: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        distribution = self.get_distribution(obs, action_masks)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()  # type: ignore[return-value]
 
 
 def make_heads_policy(structure: HeadStructure, width: int, n_signals: int = 0, hints: bool = False) -> HeadsPolicy:
@@ -156,7 +171,7 @@ def make_heads_policy(structure: HeadStructure, width: int, n_signals: int = 0, 
         spaces.Discrete(n_sites),
         lambda _: 0.0,
         structures=[structure],
+        net_arch=[width],
         n_signals=n_signals,
         hints=hints,
-        net_arch=[width],
     )

@@ -1,16 +1,16 @@
 """Training the policy `heads`: on every episode it knows only tasks of other families, as on a task it never saw."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sb3_contrib import MaskablePPO
 
 from mechrl.agents.heads_policy import HeadsPolicy
-from mechrl.agents.ppo import PRESETS, Preset, train
+from mechrl.agents.ppo import PRESETS, train
 from mechrl.agents.protocol import coverage_k
-from mechrl.agents.structure import HeadStructure, blank_structure, family_folds, head_structure
+from mechrl.agents.structure import blank_structure, family_folds, head_structure
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable, default_picks
@@ -20,8 +20,8 @@ class TrainingEpisodes(Episodes):
     """Episodes as the policy `heads` is trained on them.
 
     The observation ends with one number more: which of the policy's structures leaves the episode's task out. The
-    reward is what a pick adds to coverage: the sum of the k best scores seen, negatives as 0, over that of the episode's
-    k best; so a task with large scores counts as much as one with small ones.
+    reward is what a pick adds to the sum of the k best scores seen, negatives as 0, over the sum of the k best of the
+    episode: to coverage. So a task with large scores counts as much as one with small ones.
 
     :param fold: for each task of the table the number of its structure.
     """
@@ -34,7 +34,7 @@ class TrainingEpisodes(Episodes):
 
     @property
     def observation(self) -> np.ndarray:
-        """float32 [episode, 2 × site + 1]."""
+        """float32 [episode, 2 × site (+ site) + 1]."""
         return np.column_stack([super().observation, self.fold[self.state.task]])
 
     def draw(self, rows: np.ndarray) -> None:
@@ -57,18 +57,20 @@ def train_heads(
     picks: int | None = None,
     steps: int | None = None,
     seed: int = 0,
-    plan_k: int = 1,
     control_weight: float = 1.0,
     structure: bool = True,
+    hints: np.ndarray | None = None,
     **others: Any,
 ) -> MaskablePPO:
     """Train the policy `heads` on tasks of a cache; it comes back with the structure of all of them.
 
+    :param picks: in an episode; 35 % of the heads by default.
     :param structure: without it, the policy knows nothing of a head but its layer and what the episode shows.
+    :param hints: float32 [row, site], of the training batches of the tasks, one task after the other.
     :param others: of `train`.
+    :raises UsageError: the cache has no such task, or `picks` is not between 1 and the number of heads.
     """
     preset = PRESETS["heads"]
-    table = ScoreTable.from_cache(cache, tasks, control_weight=control_weight)
     others_of = family_folds(tasks)
     parts = [tuple(tasks), *sorted(set(others_of.values()) - {tuple(tasks)})]
     structures = [
@@ -76,17 +78,19 @@ def train_heads(
         for part in parts
     ]
     episodes = TrainingEpisodes(
-        table, preset.n_envs, picks or default_picks(cache.n_sites), [parts.index(others_of[task]) for task in tasks]
+        replace(ScoreTable.from_cache(cache, tasks, control_weight=control_weight), hints=hints),
+        preset.n_envs,
+        default_picks(cache.n_sites) if picks is None else picks,
+        [parts.index(others_of[task]) for task in tasks],
     )
     ppo = train(
         episodes,
         preset,
         steps=steps or preset.steps,
         seed=seed,
-        plan_k=plan_k,
         policy_class=HeadsPolicy,
-        policy_kwargs={"structures": structures},
+        policy_kwargs={"structures": structures, "hints": hints is not None},
         **others,
     )
-    ppo.policy.use(structures[:1])
+    cast(HeadsPolicy, ppo.policy).use(structures[:1])
     return ppo

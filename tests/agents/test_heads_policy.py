@@ -62,7 +62,7 @@ def run_training(cache, seed=0, steps=6000, **others):
 def note(cache, trained):
     a = cache.attributes
     return CheckpointNote(
-        TRAINED, UNSEEN, PICKS, 1.0, 5.0, -1.0, 1, "default", trained.policy.net_arch, 0, trained.num_timesteps, 2, 8,
+        TRAINED, UNSEEN, PICKS, 1.0, 5.0, -1.0, 1, "default", [trained.policy.width], 0, trained.num_timesteps, 2, 8,
         a["model"], a["model_sha256"], a["ablation"], a["weight_processing"], cache.sha256, policy="heads", told=False,
     )  # fmt: skip
 
@@ -148,9 +148,10 @@ def test_what_is_expected_of_a_head_is_the_gaussian_conditional():
     tried = np.zeros(10, bool)
     tried[[1, 4, 7]] = True
     squashed = rng.normal(size=10)
-    expected, deviation = (x.numpy()[0] for x in make_heads_policy(s, 8).expect(
-        torch.as_tensor(tried[None], dtype=torch.float32), torch.as_tensor(squashed[None] * tried, dtype=torch.float32)
-    ))  # fmt: skip
+    shown = (torch.as_tensor(x[None], dtype=torch.float32) for x in (tried, squashed * tried))
+    expected, deviation = (
+        x.numpy()[0] for x in make_heads_policy(s, 8).expect(*shown, torch.zeros(1, dtype=torch.int64))
+    )
     prior = s.loadings.T @ s.loadings
     gain = prior[:, tried] @ np.linalg.inv(prior[np.ix_(tried, tried)] + np.diag(s.noise[tried]))
     np.testing.assert_allclose(expected, s.mean + gain @ (squashed - s.mean)[tried], atol=1e-4)

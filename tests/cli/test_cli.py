@@ -238,6 +238,7 @@ def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_p
         (cache_command, ["top", "CACHE", "--task", "iou"], 2, "Did you mean 'ioi'"),
         (cache_command, ["info", "nowhere.h5"], 2, "no such file"),
         (cache_command, ["validate", "text.h5"], 4, "not a mechrl cache"),
+        (train_command, ["--from-cache", "CACHE", "--policy", "heads", "--preset", "paper"], 2, "settings of its own"),
         (verify_command, ["nowhere.zip"], 2, "no such checkpoint"),
         (verify_command, ["text.h5"], 4, "not a checkpoint"),
         (umbrella, ["report", "CACHE", "-o", "x.txt"], 2, ".png"),
