@@ -10,6 +10,25 @@ from stable_baselines3.common.utils import explained_variance
 from torch.nn import functional as F
 
 
+class _Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.rsub((x + x).sigmoid_(), -1, alpha=-2)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return torch.ops.aten.tanh_backward(gradient, *ctx.saved_tensors)
+
+
+class Tanh(torch.nn.Module):
+    """2 sigmoid(2x) − 1: within 2e-7 of `torch.tanh`, which takes twice as long on the CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Tanh.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class Rollout:
     """What `rollout_buffer` holds: torch tensors of fixed size, filled in place; float32 unless said otherwise.
 
@@ -50,9 +69,10 @@ class LeanPPO(MaskablePPO):
     are not clipped and there is no `target_kl`.
     """
 
-    def __init__(self, *args: Any, policy_kwargs: dict[str, Any], **kwargs: Any):
-        optimizer = {"optimizer_kwargs": {"eps": 1e-5, "fused": True}}
-        super().__init__(*args, policy_kwargs=optimizer | policy_kwargs, rollout_buffer_class=Rollout, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, policy: Any, env: Any, *, policy_kwargs: dict[str, Any], **kwargs: Any):
+        policy_kwargs = {"optimizer_kwargs": {"eps": 1e-5, "fused": True}} | policy_kwargs
+        kwargs["rollout_buffer_class"] = Rollout
+        super().__init__(policy, env, policy_kwargs=policy_kwargs, **kwargs)
 
     def collect_rollouts(
         self, env: Any, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int, use_masking: bool = True
@@ -101,7 +121,9 @@ class LeanPPO(MaskablePPO):
         changes: list[torch.Tensor] = []  # log-probabilities, new minus old
         for _ in range(self.n_epochs):
             for chosen in torch.from_numpy(np.random.permutation(len(actions))).split(self.batch_size):
-                log_probs, values = policy.log_probs_and_values(observations[chosen], untried[chosen])
+                log_probs, values = policy.log_probs_and_values(
+                    observations.index_select(0, chosen), untried.index_select(0, chosen)
+                )
                 change = log_probs.gather(1, actions[chosen, None])[:, 0] - old_log_probs[chosen]
                 advantages = all_advantages[chosen]
                 advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)

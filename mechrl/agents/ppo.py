@@ -12,7 +12,7 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 
-from mechrl.agents.lean_ppo import LeanPPO
+from mechrl.agents.lean_ppo import LeanPPO, Tanh
 from mechrl.agents.methods import policy_method
 from mechrl.agents.protocol import evaluate
 from mechrl.cache.reader import Cache
@@ -41,8 +41,8 @@ class Preset:
 
 PRESETS = {
     "default": Preset(
-        n_envs=64, steps=60_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.5, gae_lambda=0.9, minibatches=4,
-        epochs=4, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
+        n_envs=64, steps=60_000, learning_rate=4e-3, final_learning_rate=8e-4, gamma=0.5, gae_lambda=0.9, minibatches=2,
+        epochs=2, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
     ),
     "heads": Preset(
         n_envs=64, steps=40_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.9, gae_lambda=0.9, minibatches=4,
@@ -64,6 +64,9 @@ class PlanningPolicy(MaskableActorCriticPolicy):
 
     plan_k = 1
     look: Callable[[np.ndarray], np.ndarray]
+
+    def __init__(self, *args: Any, activation_fn: type[torch.nn.Module] = Tanh, **kwargs: Any):
+        super().__init__(*args, activation_fn=activation_fn, **kwargs)
 
     def log_probs_and_values(self, obs: torch.Tensor, untried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of all heads, [episode, site], about −1e8 for a tried one, and values, [episode].
