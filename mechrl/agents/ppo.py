@@ -45,7 +45,7 @@ PRESETS = {
         epochs=2, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
     ),
     "heads": Preset(
-        n_envs=64, steps=40_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.9, gae_lambda=0.9, minibatches=4,
+        n_envs=64, steps=16_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.9, gae_lambda=0.9, minibatches=4,
         epochs=4, clip=0.2, entropy=0.01, value=0.5, layers=(32,), drop_signal=0.0,
     ),
     # arXiv 2605.26343 and its public code.
