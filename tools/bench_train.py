@@ -260,7 +260,8 @@ def show(result: dict) -> None:
     for r in result["ppo"]:
         click.echo(
             f"PPO {r['preset']:8} {r['threads']} threads, {r['environments']} environments, "
-            f"minibatch {r['minibatch']}, {r['epochs']} epochs: {r['steps_per_s']:.0f} steps/s, {r['fraction_of_floor']:.0%} of the floor "
+            f"minibatch {r['minibatch']}, {r['epochs']} epochs: {r['steps_per_s']:.0f} steps/s "
+            f"({r['steps_per_cpu_s']:.0f}), {r['fraction_of_floor']:.0%} of the floor "
             f"({r['fraction_of_floor_by_cpu']:.0%} by processor time; products at "
             f"{r['gflop_per_s_of_products']:.0f} GFLOP/s)"
         )

@@ -41,7 +41,7 @@ class Preset:
 
 PRESETS = {
     "default": Preset(
-        n_envs=64, steps=60_000, learning_rate=4e-3, final_learning_rate=8e-4, gamma=0.5, gae_lambda=0.9, minibatches=2,
+        n_envs=64, steps=60_000, learning_rate=4e-3, final_learning_rate=8e-4, gamma=0.5, gae_lambda=0.9, minibatches=4,
         epochs=2, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
     ),
     "heads": Preset(
@@ -65,8 +65,8 @@ class PlanningPolicy(MaskableActorCriticPolicy):
     plan_k = 1
     look: Callable[[np.ndarray], np.ndarray]
 
-    def __init__(self, *args: Any, activation_fn: type[torch.nn.Module] = Tanh, **kwargs: Any):
-        super().__init__(*args, activation_fn=activation_fn, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **({"activation_fn": Tanh} | kwargs))
 
     def log_probs_and_values(self, obs: torch.Tensor, untried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of all heads, [episode, site], about −1e8 for a tried one, and values, [episode].
@@ -79,7 +79,10 @@ class PlanningPolicy(MaskableActorCriticPolicy):
 
     def sample(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Draws a head for each episode, int64 [episode]; with `plan_k` > 1 the best of so many draws."""
-        candidates = log_probs.exp().multinomial(self.plan_k, replacement=True)
+        # Inverse transform sampling: `multinomial` draws a number per head. Doubles, so that no draw is past the end.
+        below = log_probs.double().exp_().cumsum(1)
+        draws = torch.rand(len(below), self.plan_k, dtype=torch.float64) * below[:, -1:]
+        candidates = torch.searchsorted(below, draws, right=True)
         if self.plan_k == 1:
             return candidates[:, 0]
         best = torch.as_tensor(self.look(candidates.T.numpy()).argmax(0))

@@ -28,10 +28,17 @@ def table():
     return ScoreTable(("a", "b"), damage, np.array([0, 4]), np.array([4, 4]), control)
 
 
+class SameDraws(PlanningPolicy):
+    """Draws as sb3-contrib does, so that the rollouts of one seed are the same."""
+
+    def sample(self, log_probs):
+        return log_probs.exp().multinomial(1)[:, 0]
+
+
 def both(table):
     """The lean one and the slow reference, which gets a policy without any code of ours."""
     torch.set_num_threads(1)
-    kinds = ((LeanPPO, PlanningPolicy), (MaskablePPO, MaskableActorCriticPolicy))
+    kinds = ((LeanPPO, SameDraws), (MaskablePPO, MaskableActorCriticPolicy))
     return [
         kind(policy, HeadVecEnv(Episodes(table, ENVS, PICKS, drop_signal=0.25), 4),
              policy_kwargs={"net_arch": [16, 16]}, **SETTINGS)
@@ -57,6 +64,19 @@ def test_the_lean_policy_equals_sb3_contribs(table):
     actions, _, log_prob = lean.policy(obs, action_masks=untried)
     assert untried[np.arange(40), actions].all()
     np.testing.assert_allclose(log_prob.detach(), expected.log_prob(actions).detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("plan_k", [1, 3])
+def test_heads_are_drawn_as_often_as_the_policy_says_and_never_a_tried_one(table, plan_k):
+    torch.manual_seed(0)
+    policy = both(table)[0].policy
+    policy.plan_k = plan_k
+    policy.look = lambda sites: np.tile(np.arange(plan_k)[:, None], (1, sites.shape[1]))  # the last is always the best
+    probabilities = torch.tensor([0, 0.5, 0, 0.1, 0.15, 0.25, 0])
+    log_probs = probabilities.log().clamp(min=-1e8).expand(20_000, -1)
+    counts = torch.bincount(PlanningPolicy.sample(policy, log_probs), minlength=7) / 20_000
+    assert (counts[probabilities == 0] == 0).all()
+    np.testing.assert_allclose(counts, probabilities, atol=0.015)
 
 
 def test_tanh_is_tanh():
