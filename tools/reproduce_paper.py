@@ -58,8 +58,8 @@ def report(cache: Cache, agents: dict[int, tuple]) -> str:
     lines = [
         f"# arXiv 2605.26343v1 on {model}\n",
         f"{cache.n_layers} × {cache.n_heads} heads, {cache.attributes['ablation']} ablation, cache "
-        f"{cache.sha256[:12]}, {len(cache.batch_control())} evaluation episodes a task, {note.picks} picks, {note.steps} training steps "
-        f"(theirs: {published.LIVE_STEPS}). Published figures: {published.PAPER}.\n",
+        f"{cache.sha256[:12]}, {len(cache.batch_control())} evaluation episodes a task, {note.picks} picks, "
+        f"{note.steps} training steps (theirs: {published.LIVE_STEPS}). Published figures: {published.PAPER}.\n",
     ]
     if not is_theirs:
         lines.append(

@@ -25,6 +25,7 @@ from mechrl.agents.protocol import (
     mean_curve,
 )  # fmt: skip
 from mechrl.agents.statistics import Cells, family_means, hierarchical, holm, resampled_truth, sign_flips
+from mechrl.agents.trained import from_checkpoint
 from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError, unknown_name
 from mechrl.tasks import EVALUATION, TRAIN
@@ -214,14 +215,22 @@ def all_methods(plugin: Path | None = None, checkpoint: Path | None = None) -> d
     _load_plugin(plugin)
     methods = list(registry.METHODS)
     if checkpoint is not None:
-        from mechrl.agents.search_ppo import checkpoint_method
-
-        methods.append(checkpoint_method(checkpoint))
+        methods.append(_checkpoint_method(checkpoint))
     found = {method.name: method for method in methods}
     if len(found) < len(methods):
         doubled = sorted({m.name for m in methods if sum(m.name == other.name for other in methods) > 1})
         raise UsageError(f"two methods are called {', '.join(map(repr, doubled))}")
     return found
+
+
+def _checkpoint_method(path: Path) -> Method:
+    from mechrl.agents.checkpoint import load_checkpoint
+
+    policy, note = load_checkpoint(path)
+    return Method(
+        f"checkpoint {path.name}", ATTRIBUTION if note.hints else SCORES, from_checkpoint(policy, note), agent=True,
+        exploratory=True,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -331,7 +340,7 @@ def run_job(job: Job, grid: np.ndarray) -> list[Outcome]:
             seconds = time.perf_counter() - start
             evaluation = evaluate(
                 cache, task, search, cache.n_sites, split=job.split, control_weight=job.control_weight,
-                track=method.track, prompts=method.prompts, seed=job.seed,
+                track=method.track, prompts=method.prompts, seed=job.seed, shuffled=method.shuffled,
                 episodes=SELECTION_EPISODES if selecting else None,
             )  # fmt: skip
             n = len(evaluation.picked)

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -11,15 +11,19 @@ from typing import Any, get_origin, get_type_hints
 import torch
 from sb3_contrib import MaskablePPO
 
+from mechrl.agents.heads_policy import HeadsPolicy, make_heads_policy
 from mechrl.agents.ppo import PlanningPolicy, make_policy
+from mechrl.agents.structure import blank_structure, head_structure
 from mechrl.cache.files import write_whole
+from mechrl.cache.reader import Cache
 from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
 from mechrl.errors import FileError, UsageError
 
-FORMAT, VERSION = "mechrl-checkpoint", 1
+FORMAT, VERSION = "mechrl-checkpoint", 2
 NOTE, POLICY = "mechrl.json", "policy.pth"
 LARGEST = 512 * 2**20  # bytes of a member that are read
 MOST_WEIGHTS = 2**26  # of the largest layer
+WIDEST = 1024  # hidden layers of the policy `heads`
 LIBRARIES = ("torch", "stable-baselines3", "sb3-contrib", "numpy", "numba")
 
 
@@ -29,6 +33,10 @@ class CheckpointNote:
 
     :param tasks: the training tasks, in the order of the one-hot.
     :param hold_out: tasks left out of training.
+    :param layers: widths of the hidden layers; of the policy `heads` one number.
+    :param policy: `paper`, one output per head, or `heads`, the same weights for every head.
+    :param told: whether the observation begins with the one-hot of the tasks.
+    :param hints: whether the observation ends with hints.
     :param split_rule: which batches it was trained on.
     """
 
@@ -51,8 +59,15 @@ class CheckpointNote:
     weight_processing: str
     cache_sha256: str
     algorithm: str = "MaskablePPO"
-    policy: str = "mlp"
+    policy: str = "paper"
+    told: bool = True
+    hints: bool = False
     split_rule: str = "training batches: all but the last quarter, at least 2"
+
+    @property
+    def signals(self) -> list[str]:
+        """The tasks of the one-hot, in order."""
+        return self.tasks if self.told else []
 
 
 def save_checkpoint(ppo: MaskablePPO, note: CheckpointNote, path: Path) -> None:
@@ -82,15 +97,51 @@ def load_checkpoint(path: Path) -> tuple[PlanningPolicy, CheckpointNote]:
     try:
         with zipfile.ZipFile(path) as archive:
             note = _note(json.loads(_member(archive, NOTE)))
-            policy = make_policy(len(note.tasks), note.n_layers * note.n_heads, note.layers)
-            expected = sum(p.numel() * p.element_size() for p in policy.parameters())
+            policy = _blank(note)
+            expected = sum(t.numel() * t.element_size() for t in policy.state_dict().values())
             policy.load_state_dict(_tensors(_member(archive, POLICY), expected))
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
     except Exception as error:  # a hostile zip can fail in any way; all of them mean the same
         raise FileError(f"{path}: not a checkpoint of mechrl-train, or damaged ({error})") from error
+    if isinstance(policy, HeadsPolicy) and not (policy.scale > 0).all() & (policy.noise > 0).all():
+        raise FileError(f"{path}: {POLICY} holds a scale or a variance that is not positive")
     policy.set_training_mode(False)
     return policy, note
+
+
+def move(policy: PlanningPolicy, note: CheckpointNote, cache: Cache) -> CheckpointNote:
+    """Have a checkpoint's policy search the heads of this cache, which may be another than the one it comes from.
+
+    The policy `heads` is given the structure of the cache's heads, from the tasks that it was trained on.
+
+    :returns: the note with as many picks as the share of the heads that it was trained with.
+    :raises FileError: the policy has one output per head of another model, or the cache lacks a training task.
+    """
+    n_sites = note.n_layers * note.n_heads
+    if isinstance(policy, HeadsPolicy):
+        if missing := [task for task in note.tasks if task not in cache.tasks]:
+            raise FileError(
+                f"the checkpoint does not fit {cache.path}: it was trained on {', '.join(missing)}, the cache holds "
+                f"{', '.join(cache.tasks)}"
+            )
+        if cache.sha256 != note.cache_sha256:
+            policy.use([head_structure(cache, note.tasks, note.control_weight)])
+        return replace(note, picks=max(1, note.picks * cache.n_sites // n_sites))
+    if cache.n_sites != n_sites:
+        raise FileError(
+            f"the checkpoint does not fit {cache.path}: its policy has one output per head, {n_sites}, and the model "
+            f"of the cache has {cache.n_sites} heads; mechrl-train --policy heads trains one that fits any model"
+        )
+    return note
+
+
+def _blank(note: CheckpointNote) -> PlanningPolicy:
+    """An untrained policy as the note describes it."""
+    n_sites = note.n_layers * note.n_heads
+    if note.policy == "paper":
+        return make_policy(len(note.signals), n_sites, note.layers)
+    return make_heads_policy(blank_structure(n_sites, len(note.tasks)), note.layers[0], len(note.signals), note.hints)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -125,7 +176,7 @@ def _note(text: dict) -> CheckpointNote:
         value = text.get(name)
         if kind is float and isinstance(value, int):
             value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise FileError(f"{NOTE}: {name!r} is {value!r}")
         fields[name] = value
     note = CheckpointNote(**fields)
@@ -143,6 +194,10 @@ def _note(text: dict) -> CheckpointNote:
         raise FileError(f"{NOTE}: control_weight is {note.control_weight}")
     if (note.score_scale, note.repeat_reward) != (SCORE_SCALE, REPEAT_REWARD):
         raise FileError(f"{NOTE}: another game: score scale {note.score_scale}, repeat reward {note.repeat_reward}")
-    if (note.algorithm, note.policy) != ("MaskablePPO", "mlp"):
+    if note.algorithm != "MaskablePPO" or note.policy not in ("paper", "heads"):
         raise FileError(f"{NOTE}: unknown algorithm {note.algorithm!r} or policy {note.policy!r}")
+    if note.policy == "heads" and len(note.layers) != 1:
+        raise FileError(f"{NOTE}: the policy heads has one width, not {note.layers}")
+    if note.policy == "heads" and (note.layers[0] > WIDEST or n_sites * len(note.tasks) > MOST_WEIGHTS):
+        raise FileError(f"{NOTE}: sizes out of range")
     return note

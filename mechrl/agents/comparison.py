@@ -25,9 +25,9 @@ def compare(cache: Cache, policy: PlanningPolicy, note: CheckpointNote) -> dict[
             return evaluate(cache, task, search, note.picks, control_weight=note.control_weight, seed=note.seed)
 
         rows = []
-        if task in note.tasks:
-            rows.append(("agent", run(policy_search(policy, note.tasks, task, note.plan_k))))
-        rows.append(("agent, no task signal", run(policy_search(policy, note.tasks, None, note.plan_k))))
+        if task in note.signals:
+            rows.append(("agent", run(policy_search(policy, note.signals, task, note.plan_k))))
+        rows.append(("agent, no task signal", run(policy_search(policy, note.signals, None, note.plan_k))))
         rows.append(("random", run(random_order(problem))))
         if problem.train:
             rows.append(("static order", run(static_order(problem))))

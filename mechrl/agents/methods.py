@@ -7,7 +7,7 @@ episode. To add one, append a record to `METHODS`, or give `mechrl bench --plugi
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mechrl.agents import few_prompts, orders, prior, regression
+from mechrl.agents import few_prompts, orders, prior, regression, trained
 from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Problem, Start
 
 Prepare = Callable[[Problem], Start | None]  # None: not for this problem
@@ -23,6 +23,7 @@ class Method:
     :param seeded: whether its seed changes anything; such a method is run with every seed.
     :param learns: whether it needs the other tasks' tables.
     :param prompts: its looks are at so many prompts of a batch; 0 for all.
+    :param shuffled: it is told the scores of other heads, to see what it does with them.
     :param agent: whether it trains PPO; such methods are no candidates for the comparator.
     :param exploratory: whether docs/protocol.md counts it as exploratory.
     """
@@ -33,9 +34,13 @@ class Method:
     seeded: bool = False
     learns: bool = False
     prompts: int = 0
+    shuffled: bool = False
     agent: bool = False
     exploratory: bool = False
 
+
+AGENT = {"seeded": True, "learns": True, "agent": True}
+TAKEN_AWAY = {**AGENT, "exploratory": True}
 
 METHODS: list[Method] = [
     Method("random", REFERENCE, orders.random_order, seeded=True),
@@ -54,4 +59,18 @@ METHODS: list[Method] = [
     Method("alternating", ATTRIBUTION, orders.alternating, learns=True),
     Method("ridge regression", ATTRIBUTION, regression.by_regression(regression.ridge), learns=True),
     Method("boosted regression", ATTRIBUTION, regression.by_regression(regression.boosted), learns=True),
-]
+    Method("agent", SCORES, trained.heads(), **AGENT),
+    Method("agent, best of 3", SCORES, trained.heads(k=3), **AGENT),
+    Method("paper's network", SCORES, trained.paper(), **AGENT),
+    Method("paper's network, best of 3", SCORES, trained.paper(k=3), **AGENT),
+    Method("agent with attribution", ATTRIBUTION, trained.heads(hints=True), **AGENT),
+    Method("agent, told other heads' scores", SCORES, trained.heads(), shuffled=True, **TAKEN_AWAY),
+    Method("agent, no structure", SCORES, trained.heads(structure=False), **TAKEN_AWAY),
+    Method("agent on 4 prompts", SCORES, trained.heads(), prompts=4, **TAKEN_AWAY),
+    Method("agent with attribution on 4 prompts", ATTRIBUTION, trained.heads(hints=True), prompts=4, **TAKEN_AWAY),
+    Method(
+        "Gaussian, expected improvement, on 4 prompts", SCORES, prior.with_prior(prior.expected_improvement),
+        learns=True, prompts=4, exploratory=True,
+    ),
+    Method("static order on 4 prompts", SCORES, orders.static_order, learns=True, prompts=4, exploratory=True),
+]  # fmt: skip

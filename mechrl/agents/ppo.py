@@ -44,6 +44,10 @@ PRESETS = {
         n_envs=64, steps=60_000, learning_rate=4e-3, final_learning_rate=8e-4, gamma=0.5, gae_lambda=0.9, minibatches=4,
         epochs=2, clip=0.2, entropy=0.02, value=0.5, layers=(64, 64), drop_signal=0.25,
     ),
+    "heads": Preset(
+        n_envs=64, steps=16_000, learning_rate=2e-3, final_learning_rate=4e-4, gamma=0.9, gae_lambda=0.9, minibatches=4,
+        epochs=4, clip=0.2, entropy=0.01, value=0.5, layers=(32,), drop_signal=0.0,
+    ),
     # arXiv 2605.26343 and its public code.
     "paper": Preset(
         n_envs=8, steps=200_000, learning_rate=2.5e-4, final_learning_rate=5e-5, gamma=0.99, gae_lambda=0.95,
@@ -163,11 +167,17 @@ class _OnRollout(BaseCallback):
         self.call(cast(MaskablePPO, self.model))
 
 
-def log_evaluation(ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float) -> dict:
-    """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger."""
+def log_evaluation(
+    ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float, told: bool = True
+) -> dict:
+    """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger.
+
+    :param told: whether the policy is given the one-hot of the tasks.
+    """
+    signals = tasks if told else ()
     measured: dict[str, Any] = {}
     for task in tasks:
-        method = policy_search(cast(PlanningPolicy, ppo.policy), tasks, task)
+        method = policy_search(ppo.policy, signals, task)
         evaluation = evaluate(cache, task, method, min(3, picks), control_weight=control_weight)
         if len(ratios := evaluation.ratios(3)):
             measured[task] = float(ratios.mean())

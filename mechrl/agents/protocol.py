@@ -153,6 +153,7 @@ def evaluate(
     prompts: int = 0,
     seed: int = 0,
     episodes: int | None = None,
+    shuffled: bool = False,
 ) -> Evaluation:
     """Run a method on every episode of a task: the i-th task batch with the i-th control batch, modulo their number.
 
@@ -162,6 +163,8 @@ def evaluate(
     :param prompts: look at only so many prompts of each batch; 0 for all.
     :param seed: of what the search draws at random.
     :param episodes: at most so many.
+    :param shuffled: tell the search the score of another head, one permutation of the heads an episode; what it picks
+        is evaluated as ever.
     :raises UsageError: there are fewer heads than picks, or the method asks for what it must not.
     """
     if not 1 <= picks <= cache.n_sites:
@@ -175,7 +178,8 @@ def evaluate(
             cache.n_layers, cache.n_heads, picks, np.random.default_rng([seed, i]), *_known(cache, task, split, i,
             control_weight, prompts) if track == ATTRIBUTION else (None, None),
         )  # fmt: skip
-        played.append(_Referee(cache, task, split, i, scores[i], control_weight, prompts).play(method, episode))
+        referee = _Referee(cache, task, split, i, scores[i], control_weight, prompts)
+        played.append(referee.play(method, episode, shuffled))
     most = max(len(events) for events, _ in played)
     columns = [np.array(events + events[-1:] * (most - len(events))).T for events, _ in played]
     picked, seen, runs, control_runs = (np.stack(rows) for rows in zip(*columns, strict=True))
@@ -212,8 +216,9 @@ class _Referee:
         self._where = task, split, i, control_weight
         self._rows: np.ndarray | None = None
 
-    def play(self, method: Start, episode: Episode) -> tuple[list[tuple], bool]:
+    def play(self, method: Start, episode: Episode, shuffled: bool) -> tuple[list[tuple], bool]:
         """(site, seen, runs, control runs) of every event, and whether all of them were picks."""
+        told = episode.rng.permutation(len(self.scores)) if shuffled else None
         events: list[tuple] = []
         whole, answer = True, None
         looks = method(episode)
@@ -231,7 +236,8 @@ class _Referee:
                 raise UsageError(f"a method looks at {look!r}: heads are 0 to {len(self.scores) - 1}")
             whole = whole and not few
             seen = self._seen(sites, few)
-            answer = seen if not isinstance(look, Few) and np.ndim(look) else seen[0]
+            told_scores = seen if told is None else self.scores[told[sites]]
+            answer = told_scores if not isinstance(look, Few) and np.ndim(look) else told_scores[0]
             best = int(seen.argmax())
             events.append((sites[best], seen[best], *self._cost(episode)))
         if not events:

@@ -17,6 +17,13 @@ from mechrl.cli import app
 @app.device
 @click.option("--tasks", callback=app.names, help="To train on.  [default: induction,ioi; else all that are there]")
 @click.option("--hold-out", callback=app.names, help="Only to evaluate on.  [default: docstring, if it is there]")
+@click.option(
+    "--policy",
+    type=click.Choice(["paper", "heads"]),
+    default="paper",
+    show_default=True,
+    help="paper: one output per head. heads: the same weights for every head; it infers the task and fits any model.",
+)
 @click.option("--preset", type=click.Choice(["default", "paper"]), default="default", show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="Picks in all, in whole rollouts.  [default: the preset's]")
 @click.option("--picks", type=click.IntRange(1), help="In an episode.  [default: 35 % of the heads]")
@@ -34,8 +41,8 @@ from mechrl.cli import app
 @click.option("--out", type=click.Path(path_type=Path), default="checkpoint.zip", show_default=True)
 @app.as_json
 def train(
-    path, live, model, revision, device, tasks, hold_out, preset, steps, picks, plan_k, control_weight, seed, threads,
-    tensorboard, out, as_json,
+    path, live, model, revision, device, tasks, hold_out, policy, preset, steps, picks, plan_k, control_weight, seed,
+    threads, tensorboard, out, as_json,
 ):  # fmt: skip
     """Train PPO to find the heads that matter, and evaluate it on unseen prompts."""
     start = time.monotonic()
@@ -66,13 +73,17 @@ def train(
         raise UsageError("--tasks needs at least one task, and no task may be named twice, in --hold-out neither")
 
     from mechrl.agents.checkpoint import CheckpointNote, save_checkpoint
+    from mechrl.agents.heads_training import train_heads
     from mechrl.agents.ppo import PRESETS, log_evaluation
     from mechrl.agents.ppo import train as train_ppo
     from mechrl.envs.episodes import Episodes
     from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
     from mechrl.envs.table import ScoreTable, default_picks
 
-    settings = PRESETS[preset]
+    heads = policy == "heads"
+    if heads and (live or preset == "paper"):
+        raise UsageError("--policy heads is trained on a cache, with settings of its own: no --live, no --preset paper")
+    settings = PRESETS["heads" if heads else preset]
     steps, picks = steps or settings.steps, picks or default_picks(cache.n_sites)
     table = ScoreTable.from_cache(cache, tasks, control_weight=control_weight)
     if live:
@@ -86,26 +97,22 @@ def train(
         def on_rollout(ppo) -> None:
             progress(ppo.num_timesteps, steps)
             if ppo.num_timesteps // (settings.n_envs * picks) % evaluate_every == 0:
-                ratios = log_evaluation(ppo, cache, tasks, picks, control_weight)
+                ratios = log_evaluation(ppo, cache, tasks, picks, control_weight, told=not heads)
                 reached = min(ratios.values(), default=0) >= 0.99
                 lasting[0] = (lasting[0] or time.monotonic() - start) if reached else None
 
         before = time.monotonic()
-        ppo = train_ppo(
-            episodes,
-            settings,
-            steps=steps,
-            seed=seed,
-            plan_k=plan_k,
-            tensorboard=tensorboard,
-            on_rollout=on_rollout,
-        )
+        running = {"steps": steps, "seed": seed, "plan_k": plan_k, "tensorboard": tensorboard, "on_rollout": on_rollout}
+        if heads:
+            ppo = train_heads(cache, tasks, picks=picks, control_weight=control_weight, **running)
+        else:
+            ppo = train_ppo(episodes, settings, **running)
         seconds = time.monotonic() - before
     a = cache.attributes
     note = CheckpointNote(
         tasks, hold_out, picks, control_weight, SCORE_SCALE, REPEAT_REWARD, plan_k, preset, list(settings.layers), seed,
         ppo.num_timesteps, cache.n_layers, cache.n_heads, a["model"], a["model_sha256"], a["ablation"],
-        a["weight_processing"], cache.sha256,
+        a["weight_processing"], cache.sha256, policy=policy, told=not heads,
     )  # fmt: skip
     save_checkpoint(ppo, note, out)
     app.say(f"{ppo.num_timesteps} picks in {seconds:.1f} s, {ppo.num_timesteps / seconds:.0f} a second; {out} written")

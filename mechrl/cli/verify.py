@@ -41,13 +41,14 @@ def verify(
     if model == "mini":
         app.say(app.FIRST_LINE)
     app.use_threads(threads)
-    from mechrl.agents.checkpoint import load_checkpoint
+    from mechrl.agents.checkpoint import load_checkpoint, move
     from mechrl.cache.reader import Cache
 
     policy, note = load_checkpoint(checkpoint)
     if not path.is_file() and not app.unfinished(path):
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build makes one, --cache names another")
     cache = Cache.open(path)
+    note = move(policy, note, cache)
     from mechrl.errors import unknown_name
     from mechrl.tasks import read_task_file
 

@@ -227,7 +227,7 @@ def test_nothing_in_a_checkpoint_is_executed(trained, note, tmp_path, monkeypatc
     ("change", "message"),
     [
         ({"format": "other"}, "checkpoint format 'other'"),
-        ({"format_version": 2}, "checkpoint format"),
+        ({"format_version": 1}, "checkpoint format"),
         ({"n_layers": 10**9}, "sizes out of range"),
         ({"layers": [10**9]}, "sizes out of range"),
         ({"tasks": "ioi"}, "'tasks' is 'ioi'"),

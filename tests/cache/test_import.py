@@ -12,7 +12,7 @@ import pytest
 from helpers import table_cache
 from published_scores import HEADS, PUBLISHED, SCORES
 
-from mechrl.agents.methods import random_order
+from mechrl.agents.orders import random_order
 from mechrl.agents.protocol import evaluate
 from mechrl.cache.export import export
 from mechrl.cache.files import manifest_path, read_content, write_content
@@ -79,7 +79,7 @@ def test_random_search_on_the_published_table_finds_the_published_share_of_the_o
 
 
 def test_evaluation_plays_the_last_quarter_of_the_published_episodes(published):
-    evaluation = evaluate(published, "docstring", random_order(0), 144)
+    evaluation = evaluate(published, "docstring", random_order(None), 144)
     np.testing.assert_array_equal(evaluation.scores, SCORES[-3:].astype(np.float32))
     assert evaluation.summary()["coverage after 50"] < 1
     assert (evaluation.ratios(144) == 1).all()

@@ -124,6 +124,17 @@ def test_the_paper_preset_runs(call, small_cache, tmp_path):
     assert code == 0
 
 
+def test_the_policy_heads_is_trained_and_verified(call, small_cache, tmp_path):
+    out = tmp_path / "c.zip"
+    flags = ("--policy", "heads", "--from-cache", small_cache.path, "--steps", 200, "--json", "--out", out)
+    code, text, _ = call(train_command, *flags)
+    assert code == 0
+    assert set(json.loads(text)["ioi"]) == {"agent, no task signal", "random", "static order"}
+    code, text, _ = call(verify_command, out, "--cache", small_cache.path, "--fresh-batches", 1, "--top", 1, "--json")
+    assert code in (0, 3)
+    assert json.loads(text)["cache_equals_model"]
+
+
 def test_tasks_are_listed_and_shown(call):
     code, out, _ = call(cache_command, "tasks")
     assert code == 0
@@ -238,6 +249,7 @@ def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_p
         (cache_command, ["top", "CACHE", "--task", "iou"], 2, "Did you mean 'ioi'"),
         (cache_command, ["info", "nowhere.h5"], 2, "no such file"),
         (cache_command, ["validate", "text.h5"], 4, "not a mechrl cache"),
+        (train_command, ["--from-cache", "CACHE", "--policy", "heads", "--preset", "paper"], 2, "settings of its own"),
         (verify_command, ["nowhere.zip"], 2, "no such checkpoint"),
         (verify_command, ["text.h5"], 4, "not a checkpoint"),
         (umbrella, ["report", "CACHE", "-o", "x.txt"], 2, ".png"),
