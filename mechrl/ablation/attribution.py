@@ -5,10 +5,10 @@ place, z': Σ (z − z') · ∂measure/∂z over positions (attribution patching
 for all heads at once. Two variants:
 
 - one-step: the gradient of the clean run, through everything that follows the head, later heads included.
-- integrated: the mean gradient over `STEPS` midpoints of the straight path on which all heads of all layers go from z'
-  to their clean z together (integrated gradients, arXiv 1703.01365). All z are put in, so a gradient holds the other
-  heads still: what one head does through a later one counts for the later one. Summed over heads it is what ablating
-  all of them at once costs, up to the rule for the integral.
+- integrated: every head's output is z' + α (z − z'), with one α for all heads, and the gradients at the midpoints of
+  `STEPS` parts of α from 0 to 1 are averaged (integrated gradients, arXiv 1703.01365, over the gates of arXiv
+  1905.10650). z is the head's output in that run, so that what one head does through a later one counts for both.
+  Summed over heads it is what ablating all of them at once costs, up to the rule for the integral.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import torch
 
 from mechrl.ablation.measures import measure
 from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.sweep import Entry, Sweep, at, finite, written_alone
+from mechrl.ablation.sweep import Sweep, at, finite, written_alone
 from mechrl.tasks import Prompts
 
 STEPS = 5
@@ -106,42 +106,36 @@ def _attribute(
     """
     with torch.no_grad():
         entries = sweep.with_other(sweep.clean_run(tokens, read)[0], replacement, last, tokens.shape[1])
-    taken = [entry.z if entry.other is None else entry.z - entry.other for entry in entries]
-
-    def first_only(layer: int, z: torch.Tensor) -> torch.Tensor:
-        return z.detach().requires_grad_() if layer == 0 else z  # the others depend on it
-
-    one_step = _times(_gradients(sweep, tokens, read, slope, first_only), taken)
-    integrated = torch.zeros_like(one_step)
-    for step in range(STEPS):
-        put_in = [_between(entry, (step + 0.5) / STEPS).requires_grad_() for entry in entries]
-        gradients = _gradients(sweep, tokens, read, slope, lambda layer, z, put_in=put_in: put_in[layer])  # type: ignore[misc]
-        integrated += _times(gradients, taken) / STEPS
-    return one_step, integrated
-
-
-def _between(entry: Entry, share: float) -> torch.Tensor:
-    """So much of the clean outputs, and the rest of what is put in."""
-    return share * entry.z if entry.other is None else entry.other + share * (entry.z - entry.other)
+    others = [entry.other for entry in entries]
+    one_step = _times(*_gradients(sweep, tokens, read, slope, others, 1.0))
+    steps = [_times(*_gradients(sweep, tokens, read, slope, others, (k + 0.5) / STEPS)) for k in range(STEPS)]
+    return one_step, torch.stack(steps).mean(0)
 
 
 def _gradients(
-    sweep: Sweep, tokens: torch.Tensor, read: torch.Tensor | None, slope: Slope, put_in: Callable
-) -> tuple[torch.Tensor, ...]:
-    """The gradient by `hook_z` of each layer, [row, position, head, head width].
+    sweep: Sweep, tokens: torch.Tensor, read: torch.Tensor | None, slope: Slope, others: list, share: float
+) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
+    """With every head's output at other + share × (z − other): the gradient by it, and z − other, of each layer.
 
-    :param put_in: what takes the place of z, of (layer, z).
+    Both [row, position, head, head width].
+
+    :param others: what an ablation puts in, by layer; None for zero.
     """
-    seen: list[torch.Tensor] = []
+    gated: list[torch.Tensor] = []
+    taken: list[torch.Tensor] = []
 
     def hook(z: torch.Tensor, hook: object, layer: int) -> torch.Tensor:
-        seen.append(put_in(layer, z))
-        return seen[-1]
+        if layer == 0:
+            z = z.detach().requires_grad_()  # the others depend on it
+        away = z if others[layer] is None else z - others[layer]
+        taken.append(away.detach())
+        gated.append(z - (1 - share) * away)
+        return gated[-1]
 
     hooks = [(f"blocks.{layer}.attn.hook_z", partial(hook, layer=layer)) for layer in range(sweep.model.n_layers)]
     with torch.inference_mode(False), torch.enable_grad():
         final = sweep.run(hooks, read, tokens)
-        return torch.autograd.grad(final, seen, slope(final.detach().requires_grad_()))
+        return torch.autograd.grad(final, gated, slope(final.detach().requires_grad_())), taken
 
 
 def _times(gradients: tuple[torch.Tensor, ...], taken: list[torch.Tensor]) -> torch.Tensor:

@@ -204,7 +204,8 @@ class Cache:
     def attribution(self, task: str, integrated: bool = False) -> np.ndarray | None:
         """Damage of each head estimated from gradients, in nats, [prompt, site]; None if not there.
 
-        See `ablation.attribution`. The one-step estimate costs 3 runs for all heads, the integrated one 15.
+        See `ablation.attribution`. Beyond the clean run, the one-step estimate costs 2 runs for all heads, the
+        integrated one 15.
         """
         self.check_task(task)
         return self.content.arrays.get(f"/tasks/{task}/{_attribution_name(integrated)}")
