@@ -1,7 +1,9 @@
 """The benchmark: every family held out, the comparator chosen elsewhere, the same table twice, the closing sentence."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +171,14 @@ def test_a_plugin_adds_a_method_in_every_process(cache, plugin):
     plugin.write_text(PLUGIN)
     found = bench([cache.path], names=["backwards", "static order"], workers=2, plugin=plugin)
     assert {o.method for o in found.outcomes} == {"backwards", "static order"}
+
+
+def test_the_plugin_of_the_readme_runs(cache, plugin):
+    blocks = re.findall(r"```\w*\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    (block,) = [b for b in blocks if "METHODS.append" in b]
+    plugin.write_text(block)
+    found = bench([cache.path], names=["last layer first"], workers=1, plugin=plugin)
+    assert {o.task for o in found.outcomes} == set("abc")
 
 
 def test_a_plugin_that_fails_is_named(cache, plugin):

@@ -9,14 +9,17 @@ import pytest
 import torch
 from helpers import table_cache
 
+from mechrl.agents.bench import bench
 from mechrl.agents.checkpoint import CheckpointNote, load_checkpoint, move, save_checkpoint
 from mechrl.agents.heads_policy import HeadsPolicy, make_heads_policy
 from mechrl.agents.heads_training import train_heads
 from mechrl.agents.policy_search import policy_search
-from mechrl.agents.ppo import make_policy
+from mechrl.agents.ppo import PRESETS, make_policy, train
 from mechrl.agents.protocol import evaluate
 from mechrl.agents.structure import HeadStructure, family_folds, head_structure
 from mechrl.cache.reader import Cache
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.tasks import TRAIN
 
@@ -218,6 +221,22 @@ def test_a_checkpoint_of_one_output_per_head_is_refused_for_another_number_of_he
     paper = replace(note, policy="paper", layers=[8])
     with pytest.raises(FileError, match="one output per head, 16, and the model of the cache has 30"):
         move(make_policy(6, 16, [8]), paper, larger)
+
+
+def test_a_checkpoint_is_benchmarked_on_another_model_and_on_no_family_that_it_knows(trained, note, larger, tmp_path):
+    save_checkpoint(trained, note, tmp_path / "c.zip")
+    found = bench([larger.path], names=["checkpoint c.zip", "random"], workers=1, checkpoint=tmp_path / "c.zip")
+    assert {o.task for o in found.outcomes if o.method == "checkpoint c.zip"} == set(UNSEEN)
+    assert {o.task for o in found.outcomes if o.method == "random"} == {*TRAINED, *UNSEEN}
+
+
+def test_a_benchmark_refuses_a_checkpoint_of_one_output_per_head_for_another_model(note, larger, tmp_path):
+    paper = replace(note, policy="paper", layers=[8], tasks=TRAINED[:5], told=False)
+    ppo = train(Episodes(ScoreTable.from_cache(larger, ["t0"]), 4, 2), replace(PRESETS["default"], n_envs=4), steps=8)
+    ppo.policy = make_policy(0, 16, [8])
+    save_checkpoint(ppo, paper, tmp_path / "p.zip")
+    with pytest.raises(FileError, match="one output per head"):
+        bench([larger.path], names=["checkpoint p.zip"], workers=1, checkpoint=tmp_path / "p.zip")
 
 
 def test_a_checkpoint_is_refused_for_a_cache_without_its_tasks(cache, trained, note):
