@@ -3,11 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
 SCORE_SCALE = 5.0  # scores are divided by this in the observation
 REPEAT_REWARD = -1.0  # of picking a head again: it uses up a pick and shows nothing new
-RING = 3  # observations are written in turn into so many arrays; the last RING picks bring an old one up to date
+PARALLEL = 512  # from so many episodes on, several threads are worth their while
+RING = 2  # observations are written in turn into so many arrays; the last RING picks bring an old one up to date
 
 
 class State(NamedTuple):
@@ -92,8 +93,7 @@ def start(state: State, i: int, at: int, task: int, row: int, control: int, sign
     blank(state, i, at, hints)
 
 
-@njit(cache=True)
-def start_drawn(
+def _start_drawn(
     state: State,
     rows: np.ndarray,
     at: int,
@@ -109,7 +109,8 @@ def start_drawn(
     :param signals: int64 [task], each task's place in the one-hot, -1 for none.
     :param drop: the share of episodes that get no task signal.
     """
-    for i in rows:
+    for k in prange(len(rows)):
+        i = rows[k]
         task = below(state, i, len(first))
         row = first[task] + below(state, i, count[task])
         control = below(state, i, n_control)
@@ -117,8 +118,11 @@ def start_drawn(
         start(state, i, at, task, row, control, -1 if dropped else signals[task], hints)  # type: ignore[arg-type]
 
 
-@njit(cache=True)
-def step(
+start_drawn = njit(cache=True)(_start_drawn)
+start_drawn_parallel = njit(cache=True, parallel=True)(_start_drawn)
+
+
+def _step(
     state: State,
     at: int,
     actions: np.ndarray,
@@ -140,7 +144,7 @@ def step(
     for site in actions:
         if site < 0 or site >= n_sites:
             return False
-    for i in range(len(actions)):
+    for i in prange(len(actions)):
         site = actions[i]
         move = state.moves[i]
         if state.untried[i, site]:
@@ -163,3 +167,7 @@ def step(
                 state.observations[at, i, n_signals + pick] = 1.0
                 state.observations[at, i, n_signals + n_sites + pick] = state.shown[i, k]
     return True
+
+
+step = njit(cache=True)(_step)
+step_parallel = njit(cache=True, parallel=True)(_step)

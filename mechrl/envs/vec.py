@@ -14,8 +14,8 @@ class HeadVecEnv(VecEnv):
     """Steps all episodes in one kernel call and starts finished ones anew on batches drawn at random.
 
     Offers `action_masks` for `MaskablePPO`. Observations are handed out without a copy: an array stays as it is during
-    the next two `step` or `reset`, which is one more than stable-baselines3 needs, and is then written anew; copy what
-    you keep longer. Everything else is yours. While no episode ends, `infos` is the same list of empty dicts.
+    the next `step` or `reset`, as stable-baselines3 needs, and is then written anew; copy what you keep longer.
+    Everything else is yours. While no episode ends, `infos` is the same list of empty dicts.
 
     :param episodes: the game; see `Episodes` for its rules.
     :param seed: of the draws; `seed()` before a `reset()` overrides it.
