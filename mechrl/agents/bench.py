@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from mechrl.agents import methods as registry
 from mechrl.agents.methods import Method
@@ -322,17 +323,29 @@ def _run(jobs: Sequence[Job], grid: np.ndarray, workers: int) -> Iterator[tuple[
 
 
 def run_job(job: Job, grid: np.ndarray) -> list[Outcome]:
-    """The methods of a job on each of its tasks."""
+    """The methods of a job on each of its tasks, on one thread: processes run side by side, sums keep their order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            return _outcomes(job, grid)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _outcomes(job: Job, grid: np.ndarray) -> list[Outcome]:
     cache = open_cache(job.path)
     known = all_methods(job.plugin, job.checkpoint)
-    for_agents: dict[Any, Any] = {}
+    fitted: dict[Any, Any] = {}
     outcomes = []
     selecting = job.purpose == "selection"
     for task in job.tasks:
         truth, weights = resampled_truth(cache, task, job.split, job.control_weight, n=0 if selecting else 1000)
         for name in job.methods:
             method = known[name]
-            problem = Problem(cache, task, job.train, method.track, job.control_weight, job.seed, for_agents)
+            problem = Problem(cache, task, job.train, method.track, job.control_weight, job.seed, fitted)
             start = time.perf_counter()
             search = method.prepare(problem)
             if search is None:  # a checkpoint that was trained on this family

@@ -90,7 +90,7 @@ def with_prior(rule: Rule):
     """Look at the head for which a rule gives most, again and again."""
 
     def prepare(problem: Problem):
-        prior = Gaussian.fitted(problem)
+        prior = problem.once("Gaussian", lambda: Gaussian.fitted(problem))
 
         def search(episode: Episode) -> Search:
             now, best = prior, 0.0

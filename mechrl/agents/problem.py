@@ -93,6 +93,7 @@ class Problem:
     :param track: `scores`, or `attribution` where methods may use that too.
     :param control_weight: of the score.
     :param seed: of training and of whatever else is random.
+    :param fitted: what `once` has made; the tasks of one held-out family share it.
     """
 
     cache: Cache
@@ -101,7 +102,13 @@ class Problem:
     track: str = SCORES
     control_weight: float = 1.0
     seed: int = 0
-    trained: dict[Any, Any] = field(default_factory=dict, compare=False)  # agents, by what they were trained with
+    fitted: dict[Any, Any] = field(default_factory=dict, compare=False)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for all tasks of the held-out family; it must not depend on the task."""
+        if key not in self.fitted:
+            self.fitted[key] = make()
+        return self.fitted[key]
 
     def training_scores(self, task: str) -> np.ndarray:
         """Scores of a training task's training episodes, float32 [episode, site].

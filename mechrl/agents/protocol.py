@@ -110,7 +110,7 @@ def coverages(best_heads: np.ndarray, true_scores: np.ndarray) -> np.ndarray:
     """
     worth = np.maximum(true_scores, 0).astype(np.float64)
     most = np.sort(worth, 2)[:, :, -coverage_k(worth.shape[2]) :].sum(2)
-    found = np.einsum("evs,res->rev", best_heads.astype(np.float64), worth, optimize=True)
+    found = np.matmul(best_heads.astype(np.float64), worth.transpose(1, 2, 0)).transpose(2, 0, 1)
     return found / np.maximum(most, np.finfo(np.float32).tiny)[:, :, None]
 
 

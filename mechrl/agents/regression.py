@@ -32,15 +32,7 @@ def by_regression(make: Callable[[int], Any]):
 
     def prepare(problem: Problem):
         layers = np.arange(problem.cache.n_sites) // problem.cache.n_heads
-        rows, targets = [], []
-        for i, task in enumerate(problem.train):
-            others = np.delete(problem.training_means, i, 0) if len(problem.train) > 1 else problem.training_means
-            attribution, features = problem.training_attribution(task), problem.training_features(task)
-            for episode, scores in enumerate(problem.training_scores(task)):
-                of_episode = {name: values[episode] for name, values in features.items()}
-                rows.append(_features(attribution[episode], of_episode, layers, others.mean(0)))
-                targets.append(scores / _scale(attribution[episode]))
-        model = make(problem.seed).fit(np.concatenate(rows), np.concatenate(targets))
+        model = problem.once(make, lambda: _fitted(problem, make(problem.seed), layers))
 
         def search(episode: Episode) -> Search:
             features = _features(episode.attribution(), episode.features(), layers, problem.static_mean)
@@ -49,6 +41,18 @@ def by_regression(make: Callable[[int], Any]):
         return search
 
     return prepare
+
+
+def _fitted(problem: Problem, model: Any, layers: np.ndarray) -> Any:
+    rows, targets = [], []
+    for i, task in enumerate(problem.train):
+        others = np.delete(problem.training_means, i, 0) if len(problem.train) > 1 else problem.training_means
+        attribution, features = problem.training_attribution(task), problem.training_features(task)
+        for episode, scores in enumerate(problem.training_scores(task)):
+            of_episode = {name: values[episode] for name, values in features.items()}
+            rows.append(_features(attribution[episode], of_episode, layers, others.mean(0)))
+            targets.append(scores / _scale(attribution[episode]))
+    return model.fit(np.concatenate(rows), np.concatenate(targets))
 
 
 def _scale(attribution: np.ndarray) -> float:

@@ -9,18 +9,6 @@ from mechrl.agents.orders import z_scored
 from mechrl.agents.problem import Problem, Start
 
 
-def _once(problem: Problem, key: tuple, train: Callable[[], Any]) -> Any:
-    """A policy of this kind, trained unless it has been; torch on one thread, so that a seed gives one policy."""
-    if key not in problem.trained:
-        import torch
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        problem.trained[key] = train().policy
-        torch.set_num_threads(threads)
-    return problem.trained[key]
-
-
 def heads(k: int = 1, structure: bool = True, hints: bool = False) -> Callable[[Problem], Start]:
     """PPO with the policy `heads`, without a task signal.
 
@@ -40,9 +28,9 @@ def heads(k: int = 1, structure: bool = True, hints: bool = False) -> Callable[[
             return train_heads(
                 problem.cache, problem.train, seed=problem.seed, control_weight=problem.control_weight,
                 structure=structure, hints=shown,
-            )  # fmt: skip
+            ).policy  # fmt: skip
 
-        return policy_search(_once(problem, ("heads", structure, hints), train), k=k, hints=hints)
+        return policy_search(problem.once(("heads", structure, hints), train), k=k, hints=hints)
 
     return prepare
 
@@ -60,9 +48,9 @@ def paper(k: int = 1) -> Callable[[Problem], Start]:
             preset = PRESETS["default"]
             table = ScoreTable.from_cache(problem.cache, problem.train, control_weight=problem.control_weight)
             episodes = Episodes(table, preset.n_envs, default_picks(table.n_sites), signals=())
-            return train(episodes, preset, steps=preset.steps, seed=problem.seed)
+            return train(episodes, preset, steps=preset.steps, seed=problem.seed).policy
 
-        return policy_search(_once(problem, ("paper",), train_it), k=k)
+        return policy_search(problem.once("paper", train_it), k=k)
 
     return prepare
 
