@@ -176,7 +176,7 @@ def bench(
         for job in _jobs(path, found[str(path)], chosen, seeds, control_weight, plugin, checkpoint)
     ]
     longest = max(exhaustive_runs(cache.n_layers, cache.n_heads) for cache in caches.values())
-    grid = np.geomspace(0.5, 2 * longest, 80)
+    grid = np.geomspace(0.1, 2 * longest, 80)
     outcomes: list[Outcome] = []
     selection: list[tuple[Job, Outcome]] = []
     on_progress(0, len(jobs))

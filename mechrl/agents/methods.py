@@ -72,5 +72,8 @@ METHODS: list[Method] = [
         "Gaussian, expected improvement, on 4 prompts", SCORES, prior.with_prior(prior.expected_improvement),
         learns=True, prompts=4, exploratory=True,
     ),
+    Method(
+        "integrated attribution on 4 prompts", ATTRIBUTION, orders.by_attribution(True), prompts=4, exploratory=True
+    ),
     Method("static order on 4 prompts", SCORES, orders.static_order, learns=True, prompts=4, exploratory=True),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mechrl.agents.problem import Episode, Problem, Search, episode_scores
+from mechrl.agents.problem import Episode, Problem, episode_scores
 from mechrl.tasks import TRAIN
 
 
@@ -77,7 +77,7 @@ def attribution_and_static(problem: Problem):
 def alternating(problem: Problem):
     """In turn the next head by attribution and the next by the static order, without repeats."""
 
-    def search(episode: Episode) -> Search:
+    def search(episode: Episode) -> list[int]:
         pairs = np.stack([ranked(episode.attribution()), ranked(problem.static_mean)], 1)
         return list(dict.fromkeys(pairs.ravel().tolist()))
 

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mechrl.agents.orders import ranked
-from mechrl.agents.problem import Episode, Problem, Search
+from mechrl.agents.problem import Episode, Problem
 
 
 def ridge(seed: int) -> Any:
@@ -34,7 +34,7 @@ def by_regression(make: Callable[[int], Any]):
         layers = np.arange(problem.cache.n_sites) // problem.cache.n_heads
         model = problem.once(make, lambda: _fitted(problem, make(problem.seed), layers))
 
-        def search(episode: Episode) -> Search:
+        def search(episode: Episode) -> np.ndarray:
             features = _features(episode.attribution(), episode.features(), layers, problem.static_mean)
             return ranked(model.predict(features))
 

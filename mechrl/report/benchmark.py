@@ -162,7 +162,9 @@ def as_dict(result: Benchmark) -> dict[str, Any]:
 
 
 def draw_curves(result: Benchmark, path: Path, most: int = 6) -> None:
-    """Coverage against cost, a panel a track: the references and the cheapest methods, with 95 % bands.
+    """Coverage against cost, a panel a track: the agent, the cheapest baselines and the references.
+
+    The agent and the cheapest baseline have a 95 % band.
 
     :raises MachineError: the path cannot be written to.
     """
@@ -171,14 +173,16 @@ def draw_curves(result: Benchmark, path: Path, most: int = 6) -> None:
     for i, track in enumerate(shown_tracks):
         axes = figure.add_subplot(1, len(shown_tracks), i + 1)
         methods = _of_track(result, track)
-        agents = [m for m in methods if m.agent and not m.exploratory]
-        plain = [m for m in methods if m.track == track and not m.agent and not m.exploratory]
-        for m in agents[:2] + plain[:most] + [m for m in methods if m.track == REFERENCE]:
+        agents = [m for m in methods if m.agent and not m.exploratory][:1]
+        plain = [m for m in methods if m.track == track and not m.agent and not m.exploratory][:most]
+        references = [m for m in methods if m.track == REFERENCE]
+        for m in agents + plain:
             mean, low, high = curve_with_band(result, m.name)
-            style = "--" if m.track == REFERENCE else "-"
-            (line,) = axes.plot(result.cost_grid, mean, style, label=m.name, linewidth=2.4 if m.agent else 1.3)
-            if m.track != REFERENCE:
-                axes.fill_between(result.cost_grid, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+            (line,) = axes.plot(result.cost_grid, mean, label=m.name, linewidth=2.6 if m.agent else 1.4)
+            if m in agents + plain[:1]:
+                axes.fill_between(result.cost_grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        for m, style in zip(references, ("--", ":", "-."), strict=False):
+            axes.plot(result.cost_grid, curve_with_band(result, m.name)[0], style, label=m.name, color="0.3")
         axes.axhline(0.9, color="0.6", linewidth=0.8)
         axes.set(
             title=f"track {track}", xlabel="cost of the search, runs", ylabel="coverage@k", xscale="log", ylim=(0, 1.02)
