@@ -14,7 +14,9 @@ FIGURES = (".png", ".svg", ".pdf")
               show_default=True, help="Once for each cache.")  # fmt: skip
 @click.option("--track", type=click.Choice(["scores", "attribution", "both"]), default="both", show_default=True,
               help="What methods may use: looks alone, or attribution as well.")  # fmt: skip
-@click.option("--methods", callback=app.names, help="Only these.  [default: all of the track]")
+@click.option(
+    "--method", "methods", multiple=True, help="Only this one, and others named so.  [default: all of the track]"
+)
 @click.option("--list", "list_methods", is_flag=True, help="Print the methods' names and stop.")
 @click.option("--plugin", type=click.Path(path_type=Path), help="A Python file that adds methods; it is executed.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="An agent of mechrl-train as one more method.")
@@ -59,7 +61,7 @@ def bench(
         check_writable(out)
     with app.progress("methods × families × seeds") as progress:
         result = run_bench(
-            paths, names=methods, tracks=tracks, seeds=seeds, control_weight=control_weight, workers=workers,
+            paths, names=methods or None, tracks=tracks, seeds=seeds, control_weight=control_weight, workers=workers,
             plugin=plugin, checkpoint=checkpoint, on_progress=progress,
         )  # fmt: skip
     from mechrl.report.benchmark import as_dict, draw_curves, print_benchmark

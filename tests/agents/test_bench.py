@@ -188,7 +188,7 @@ def test_a_plugin_that_fails_is_named(cache, plugin):
 
 
 def test_the_command_prints_tables_a_figure_and_json(call, cache, tmp_path):
-    flags = ("--cache", cache.path, "--methods", "random,static order", "--workers", "1", "--seeds", "1")
+    flags = ("--cache", cache.path, "--method", "random", "--method", "static order", "--workers", "1", "--seeds", "1")
     code, out, _ = call(command, *flags, "--out", tmp_path / "curves.png")
     assert code == 0
     assert "track scores: cost to 90 % coverage" in out
