@@ -1,7 +1,6 @@
 """All methods on all held-out families of some caches: docs/protocol.md, carried out."""
 
 import runpy
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from mechrl.agents import methods as registry
 from mechrl.agents.methods import Method
-from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Problem, families
+from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Problem, families, family_of
 from mechrl.agents.protocol import (
     RATIO_PICKS,
     Evaluation,
@@ -25,13 +24,15 @@ from mechrl.agents.protocol import (
     exhaustive_runs,
     mean_curve,
 )  # fmt: skip
-from mechrl.agents.statistics import Cells, family_means, hierarchical, holm, resampled_truth, sign_flips
+from mechrl.agents.statistics import RESAMPLES, Cells, family_means, hierarchical, holm, resampled_truth, sign_flips
 from mechrl.agents.trained import from_checkpoint
 from mechrl.cache.reader import Cache
-from mechrl.errors import UsageError, unknown_name
+from mechrl.errors import MechrlError, UsageError, unknown_name
 from mechrl.tasks import EVALUATION, TRAIN
 
-TRACKS = (SCORES, ATTRIBUTION)
+AGENTS = {SCORES: "agent", ATTRIBUTION: "agent with attribution"}  # whom the closing sentences are about
+TRACKS = tuple(AGENTS)
+SEEDS = 3
 SELECTION_EPISODES = 4  # of each task, when a comparator is chosen
 BUDGETS = (2.0, 5.0, 10.0)  # runs at which coverage is printed
 LEAST_FAMILIES = 5  # for a claim about transfer
@@ -43,8 +44,8 @@ WINS, NO_DIFFERENCE, UNDECIDED = "the agent wins", "no difference", "a baseline 
 class Job:
     """Some methods on the tasks of one family of one cache, held out, with one seed.
 
-    :param train: the training tasks; :param split: whose episodes are searched.
-    :param episodes: at most so many of a task; 0 for all.
+    :param train: the training tasks.
+    :param split: whose episodes are searched.
     :param purpose: `evaluation`, or `selection` of a comparator for the family `target`.
     """
 
@@ -69,7 +70,7 @@ class Outcome:
 
     :param log_cost: log of the cost to 90 %, in runs, float64 [resample].
     :param log_control_cost: with control charged for every look, likewise.
-    :param censored: whether 90 % was never reached.
+    :param censored: whether 90 % took as much as the exhaustive sweep, or was never reached.
     :param curve: mean coverage at the costs of `cost_grid`, float64 [resample, cost].
     :param ratios: mean oracle ratio after so many picks, where every event was a pick.
     :param set_up_runs: what the other tasks' tables cost; `set_up_seconds` what preparing took, training included.
@@ -96,6 +97,7 @@ class Verdict:
     :param comparators: by cache and held-out family.
     :param families: log cost of the agent minus the comparator's, mean of each family; below zero the agent is cheaper.
     :param low: end of the 95 % interval of their `mean`, like `high`.
+    :param censored: share of tasks on which neither got to 90 % before the exhaustive sweep, and so nothing differs.
     :param p: one-sided; `adjusted` for the number of tracks.
     """
 
@@ -106,6 +108,7 @@ class Verdict:
     mean: float
     low: float
     high: float
+    censored: float
     p: float
     adjusted: float
 
@@ -113,7 +116,8 @@ class Verdict:
     def sentence(self) -> str:
         if self.high < 0 and self.adjusted <= LEVEL:
             return WINS
-        return NO_DIFFERENCE if np.log(1 - MARGIN) <= self.low and self.high <= np.log(1 + MARGIN) else UNDECIDED
+        within = np.log(1 - MARGIN) <= self.low and self.high <= np.log(1 + MARGIN)
+        return NO_DIFFERENCE if within and self.censored < 0.5 else UNDECIDED
 
     @property
     def too_few(self) -> bool:
@@ -127,7 +131,10 @@ class Benchmark:
 
     :param families: the tasks of each family, by cache.
     :param cost_grid: of the curves, in runs, float64 [cost].
-    :param pairs: the static order of one task on another, by cache: (order of, on) → cost to 90 %, ratio after 3 picks.
+    :param pairs: the static order of one task on another, by cache: (order of, on) → cost to 90 %, ratio after 3 picks
+        (None where no episode has one).
+    :param by_protocol: whether methods, seeds, tracks and control weight are docs/protocol.md's; else this is
+        exploratory.
     """
 
     families: dict[str, dict[str, list[str]]]
@@ -135,7 +142,8 @@ class Benchmark:
     outcomes: list[Outcome]
     cost_grid: np.ndarray
     verdicts: list[Verdict]
-    pairs: dict[str, dict[tuple[str, str], tuple[float, float]]]
+    pairs: dict[str, dict[tuple[str, str], tuple[float, float | None]]]
+    by_protocol: bool
 
     def cells(self, method: str, what: str = "log_cost") -> Cells:
         """family → task → cache → the values of one method."""
@@ -147,7 +155,7 @@ def bench(
     *,
     names: Sequence[str] | None = None,
     tracks: Sequence[str] = TRACKS,
-    seeds: int = 3,
+    seeds: int = SEEDS,
     control_weight: float = 1.0,
     workers: int = 2,
     plugin: Path | None = None,
@@ -165,18 +173,18 @@ def bench(
     """
     chosen = select_methods(names, tracks, plugin, checkpoint)
     caches = {str(path): open_cache(path) for path in paths}
-    if len(caches) < len(paths):
-        raise UsageError("a cache is named twice")
+    if len({cache.sha256 for cache in caches.values()}) < len(paths):
+        raise UsageError("the same cache is named twice")
     found = {name: families(cache) for name, cache in caches.items()}
     for name, cache in caches.items():
-        _check(name, cache, found[name], chosen, control_weight)
+        _check(name, cache, found[name], chosen, checkpoint)
     jobs = [
         job
         for path in paths
         for job in _jobs(path, found[str(path)], chosen, seeds, control_weight, plugin, checkpoint)
     ]
     longest = max(exhaustive_runs(cache.n_layers, cache.n_heads) for cache in caches.values())
-    grid = np.geomspace(0.1, 2 * longest, 80)
+    grid = np.union1d(np.geomspace(0.1, 2 * longest, 80), BUDGETS)
     outcomes: list[Outcome] = []
     selection: list[tuple[Job, Outcome]] = []
     on_progress(0, len(jobs))
@@ -187,9 +195,10 @@ def bench(
         else:
             outcomes += of_job
     outcomes.sort(key=lambda o: (o.cache, o.family, o.task, o.method, o.seed))
-    verdicts = _verdicts(chosen, outcomes, selection)
+    verdicts = _verdicts(outcomes, selection)
     pairs = {name: order_pairs(cache, found[name], control_weight) for name, cache in caches.items()}
-    return Benchmark(found, chosen, outcomes, grid, verdicts, pairs)
+    by_protocol = (names, tuple(tracks), seeds, control_weight) == (None, TRACKS, SEEDS, 1.0)
+    return Benchmark(found, chosen, outcomes, grid, verdicts, pairs, by_protocol)
 
 
 def select_methods(
@@ -205,16 +214,23 @@ def select_methods(
     for name in names:
         if name not in known:
             raise unknown_name("method", name, list(known))
+        if known[name].track not in (REFERENCE, *tracks):
+            raise UsageError(f"method {name!r} is of the track {known[name].track}, not of {', '.join(tracks)}")
     return [m for m in known.values() if m.name in names]
 
 
 def all_methods(plugin: Path | None = None, checkpoint: Path | None = None) -> dict[str, Method]:
-    """The registered methods by name, those of a plugin and of a checkpoint included.
+    """The registered methods by name, those of a plugin and of a checkpoint included; a plugin's are exploratory.
 
-    :raises UsageError: the plugin cannot be run, or a name stands for two methods.
+    :raises UsageError: the plugin cannot be run, or a record of it is no method, or a name stands for two.
     """
-    _load_plugin(plugin)
+    own = len(registry.METHODS) if plugin is None else _load_plugin(plugin)
     methods = list(registry.METHODS)
+    for i, method in enumerate(methods):
+        if not isinstance(method, Method) or method.track not in (REFERENCE, *TRACKS):
+            raise UsageError(f"{method!r:.200} is no Method of one of the tracks {', '.join((REFERENCE, *TRACKS))}")
+        if i >= own:
+            methods[i] = replace(method, exploratory=True)
     if checkpoint is not None:
         methods.append(_checkpoint_method(checkpoint))
     found = {method.name: method for method in methods}
@@ -234,14 +250,15 @@ def _checkpoint_method(path: Path) -> Method:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _load_plugin(plugin: Path | None) -> None:
-    if plugin is None:
-        return
+@lru_cache(maxsize=64)
+def _load_plugin(plugin: Path) -> int:
+    """Runs a plugin once; how many methods there were before."""
+    before = len(registry.METHODS)
     try:
         runpy.run_path(str(plugin))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{plugin} cannot be run: {type(error).__name__}: {error}") from error
+    return before
 
 
 @lru_cache(maxsize=8)
@@ -249,7 +266,8 @@ def open_cache(path: Path) -> Cache:
     return Cache.open(path)
 
 
-def _check(name: str, cache: Cache, found: Mapping, methods: Sequence[Method], control_weight: float) -> None:
+def _check(name: str, cache: Cache, found: Mapping, methods: Sequence[Method], checkpoint: Path | None) -> None:
+    cache.check_replayable()  # an imported table has one task and no prompts
     if len(found) < 2:
         raise UsageError(
             f"{name}: tasks of {len(found)} famil{'y' if len(found) == 1 else 'ies'} that the model does "
@@ -258,6 +276,13 @@ def _check(name: str, cache: Cache, found: Mapping, methods: Sequence[Method], c
     tasks = [task for of_family in found.values() for task in of_family]
     if any(m.track == ATTRIBUTION for m in methods) and any(cache.attribution(task) is None for task in tasks):
         raise UsageError(f"{name} holds no attribution: build it again with this mechrl, or use --track scores")
+    if checkpoint is not None:
+        from mechrl.agents.checkpoint import load_checkpoint, move
+
+        policy, note = load_checkpoint(checkpoint)
+        move(policy, note, cache)
+        if set(found) <= {family_of(task) for task in note.tasks}:
+            raise UsageError(f"{checkpoint} was trained on every family of {name}: there is none to hold out")
 
 
 def _jobs(
@@ -283,7 +308,9 @@ def _jobs(
         # The long ones first: what trains, one process each.
         for track in TRACKS:
             for seed in range(seeds):
-                if agents := names(track=track, agent=True):
+                agents = names(track=track, agent=True, seeded=True)
+                agents += names(track=track, agent=True, seeded=False) * (seed == 0)
+                if agents:
                     yield replace(fold, methods=agents, track=track, seed=seed)
         for track in (REFERENCE, *TRACKS):
             if plain := names(track=track, agent=False, seeded=False):
@@ -291,12 +318,10 @@ def _jobs(
             for seed in range(seeds):
                 if seeded := names(track=track, agent=False, seeded=True):
                     yield replace(fold, methods=seeded, track=track, seed=seed)
-        if not any(m.agent for m in methods):
-            continue
         for other in found:
             if other != family:
                 train = train_without(family, other)
-                for track in TRACKS:
+                for track in [track for track, agent in AGENTS.items() if names(name=agent)]:
                     candidates = names(track=track, agent=False, exploratory=False)
                     if not train:
                         candidates = tuple(m.name for m in methods if m.name in candidates and not m.learns)
@@ -342,21 +367,24 @@ def _outcomes(job: Job, grid: np.ndarray) -> list[Outcome]:
     outcomes = []
     selecting = job.purpose == "selection"
     for task in job.tasks:
-        truth, weights = resampled_truth(cache, task, job.split, job.control_weight, n=0 if selecting else 1000)
+        truth, weights = resampled_truth(cache, task, job.split, job.control_weight, n=0 if selecting else RESAMPLES)
         for name in job.methods:
             method = known[name]
             problem = Problem(cache, task, job.train, method.track, job.control_weight, job.seed, fitted)
-            start = time.perf_counter()
-            search = method.prepare(problem)
-            if search is None:  # a checkpoint that was trained on this family
-                continue
-            seconds = time.perf_counter() - start
-            evaluation = evaluate(
-                cache, task, search, cache.n_sites, split=job.split, control_weight=job.control_weight,
-                track=method.track, prompts=method.prompts, seed=job.seed, shuffled=method.shuffled,
-                episodes=SELECTION_EPISODES if selecting else None,
-            )  # fmt: skip
-            n = len(evaluation.picked)
+            try:
+                search = method.prepare(problem)
+                if search is None:  # a checkpoint that was trained on this family
+                    continue
+                evaluation = evaluate(
+                    cache, task, search, cache.n_sites, split=job.split, control_weight=job.control_weight,
+                    track=method.track, prompts=method.prompts, seed=job.seed, shuffled=method.shuffled,
+                    episodes=SELECTION_EPISODES if selecting else None,
+                )  # fmt: skip
+            except MechrlError as error:
+                raise type(error)(f"method {name!r}: {error}") from error
+            except Exception as error:
+                raise UsageError(f"method {name!r} fails on {task}: {type(error).__name__}: {error}") from error
+            n, seconds = len(evaluation.picked), sum(problem.seconds)
             outcomes.append(_outcome(cache, job, method, evaluation, truth[:, :n], weights[:, :n], grid, seconds))
     return outcomes
 
@@ -388,30 +416,31 @@ def _cells(outcomes: Sequence[Outcome], what: str = "log_cost", sign: int = 1) -
     }
 
 
-def _verdicts(
-    methods: Sequence[Method], outcomes: Sequence[Outcome], selection: Sequence[tuple[Job, Outcome]]
-) -> list[Verdict]:
+def _verdicts(outcomes: Sequence[Outcome], selection: Sequence[tuple[Job, Outcome]]) -> list[Verdict]:
     """The agent against the comparator, in each track that has both."""
+    searches: dict[tuple[str, str, str, str | None], list[Outcome]] = {}
+    for o in outcomes:
+        searches.setdefault((o.cache, o.family, o.task, o.method), []).append(o)
     found = []
-    for track in TRACKS:
-        agent = next((m.name for m in methods if m.track == track and m.agent and not m.exploratory), None)
-        inner = [(job, outcome) for job, outcome in selection if job.track == track]
-        if agent is None or not inner:
+    for track, agent in AGENTS.items():
+        comparators = choose_comparators([(job, outcome) for job, outcome in selection if job.track == track])
+        cells: dict[str, dict[str, dict[str, list]]] = {}
+        censored = []
+        for (cache, family, task, method), ours in searches.items():
+            theirs = searches.get((cache, family, task, comparators.get(cache, {}).get(family)))
+            if method == agent and theirs:
+                pair = [(1, np.stack([o.log_cost for o in ours])), (-1, np.stack([o.log_cost for o in theirs]))]
+                cells.setdefault(family, {}).setdefault(task, {})[cache] = pair
+                censored.append(all(o.censored for o in ours + theirs))
+        if not cells:
             continue
-        comparators = choose_comparators(inner)
-        cells: dict = _cells([o for o in outcomes if o.method == agent])
-        for family, tasks in cells.items():
-            for task, by_cache in tasks.items():
-                for cache, parts in by_cache.items():
-                    name = comparators[cache][family]
-                    rows = [o.log_cost for o in outcomes if (o.cache, o.task, o.method) == (cache, task, name)]
-                    parts.append((-1, np.stack(rows)))
         of_family = family_means(cells)
         found.append(
             Verdict(
-                track, agent, comparators, of_family, *hierarchical(cells), sign_flips(list(of_family.values())), 1.0
+                track, agent, comparators, of_family, *hierarchical(cells), float(np.mean(censored)),
+                sign_flips(list(of_family.values())), 1.0,
             )
-        )
+        )  # fmt: skip
     adjusted = holm({verdict.track: verdict.p for verdict in found})
     return [replace(verdict, adjusted=adjusted[verdict.track]) for verdict in found]
 
@@ -431,13 +460,13 @@ def choose_comparators(selection: Sequence[tuple[Job, Outcome]]) -> dict[str, di
 
 def order_pairs(
     cache: Cache, found: Mapping[str, list[str]], control_weight: float
-) -> dict[tuple[str, str], tuple[float, float]]:
+) -> dict[tuple[str, str], tuple[float, float | None]]:
     """The order of each task's training episodes, on the evaluation episodes of every other: cost to 90 %, ratio@3."""
     from mechrl.agents.orders import own_order
 
     tasks = [task for of_family in found.values() for task in of_family]
     most = exhaustive_runs(cache.n_layers, cache.n_heads)
-    pairs = {}
+    pairs: dict[tuple[str, str], tuple[float, float | None]] = {}
     for of in tasks:
         search = own_order(Problem(cache, of, (), REFERENCE, control_weight))
         for on in tasks:
@@ -446,5 +475,5 @@ def order_pairs(
                 ones = np.ones((1, len(evaluation.picked)))
                 cost = float(cost_to(evaluation.coverages()[None], evaluation.runs, ones, most)[0])
                 ratios = evaluation.ratios(3)
-                pairs[of, on] = (cost, float(ratios.mean()) if len(ratios) else float("nan"))
+                pairs[of, on] = (cost, float(ratios.mean()) if len(ratios) else None)
     return pairs

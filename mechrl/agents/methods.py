@@ -65,6 +65,7 @@ METHODS: list[Method] = [
     Method("paper's network, best of 3", SCORES, trained.paper(k=3), **AGENT),
     Method("agent with attribution", ATTRIBUTION, trained.heads(hints=True), **AGENT),
     Method("agent, told other heads' scores", SCORES, trained.heads(), shuffled=True, **TAKEN_AWAY),
+    Method("agent before its training", SCORES, trained.untrained, **TAKEN_AWAY),
     Method("agent, no structure", SCORES, trained.heads(structure=False), **TAKEN_AWAY),
     Method("agent on 4 prompts", SCORES, trained.heads(), prompts=4, **TAKEN_AWAY),
     Method("agent with attribution on 4 prompts", ATTRIBUTION, trained.heads(hints=True), prompts=4, **TAKEN_AWAY),

@@ -1,5 +1,6 @@
 """What a method of search may know, and what it must look up and pay for."""
 
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +78,7 @@ class Episode:
         """
         if self._features is None:
             raise UsageError(f"head features belong to the track {ATTRIBUTION!r}; this method says it is in another")
+        self.charged.setdefault("features", 0.0)  # nothing beyond the clean run, which they need on all prompts
         return self._features()
 
 
@@ -93,7 +95,8 @@ class Problem:
     :param track: `scores`, or `attribution` where methods may use that too.
     :param control_weight: of the score.
     :param seed: of training and of whatever else is random.
-    :param fitted: what `once` has made; the tasks of one held-out family share it.
+    :param fitted: what `once` has made, and the seconds that it took; the tasks of one held-out family share it.
+    :param seconds: what this problem has used of that, whoever made it.
     """
 
     cache: Cache
@@ -102,13 +105,17 @@ class Problem:
     track: str = SCORES
     control_weight: float = 1.0
     seed: int = 0
-    fitted: dict[Any, Any] = field(default_factory=dict, compare=False)
+    fitted: dict[Any, tuple[Any, float]] = field(default_factory=dict, compare=False)
+    seconds: list[float] = field(default_factory=list, compare=False)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once for all tasks of the held-out family; it must not depend on the task."""
         if key not in self.fitted:
-            self.fitted[key] = make()
-        return self.fitted[key]
+            start = time.perf_counter()
+            self.fitted[key] = make(), time.perf_counter() - start
+        made, seconds = self.fitted[key]
+        self.seconds.append(seconds)
+        return made
 
     def training_scores(self, task: str) -> np.ndarray:
         """Scores of a training task's training episodes, float32 [episode, site].

@@ -25,6 +25,7 @@ from mechrl.errors import UsageError
 from mechrl.tasks import EVALUATION
 
 RATIO_PICKS = (1, 3, 5, 10, 25, 50)
+MOST_EVENTS = 64  # looks at few prompts, times the number of heads; what goes on longer is stopped
 LEAST_ORACLE = 0.05  # episodes whose best head scores no more than this have no ratio
 COVERAGE_SHARE, COVERAGE_LEAST = 0.07, 3
 
@@ -51,6 +52,8 @@ class Evaluation:
     :param true_scores: float32 [episode, site], mean scores over prompts of the split that the episode did not use.
     :param control_runs: float64 [episode, event], the cost with control charged for every look.
     :param whole: whether every event is a pick, seen on the whole batch.
+    :param looked: int64 [episode, event, look], all heads looked at for a pick, -1 for none; by default the pick alone.
+    :param shown: float32 [episode, event, look], what was seen of them.
     """
 
     task: str
@@ -61,6 +64,8 @@ class Evaluation:
     true_scores: np.ndarray
     control_runs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     whole: bool = True
+    looked: np.ndarray | None = None
+    shown: np.ndarray | None = None
 
     def ratios(self, picks: int) -> np.ndarray:
         """Oracle ratio of each counted episode after so many picks: best score found ÷ best over all heads."""
@@ -75,13 +80,17 @@ class Evaluation:
     @cached_property
     def best_heads(self) -> np.ndarray:
         """Which heads are the best k after each event, by what was seen of them last, bool [episode, event, site]."""
-        n, n_events = self.picked.shape
+        looked = self.picked[:, :, None] if self.looked is None else self.looked
+        shown = self.seen[:, :, None] if self.shown is None else self.shown
+        n, n_events, width = looked.shape
         k = coverage_k(self.scores.shape[1])
         rows = np.arange(n)
         estimate = np.full(self.scores.shape, -np.inf, np.float32)
         best = np.zeros((n, n_events, self.scores.shape[1]), bool)
         for event in range(n_events):
-            estimate[rows, self.picked[:, event]] = self.seen[:, event]
+            for look in range(width):
+                there = looked[:, event, look] >= 0
+                estimate[rows[there], looked[there, event, look]] = shown[there, event, look]
             top = np.argsort(-estimate, 1, kind="stable")[:, :k]
             best[rows[:, None], event, top] = np.take_along_axis(estimate, top, 1) > -np.inf
         return best
@@ -181,14 +190,19 @@ def evaluate(
         referee = _Referee(cache, task, split, i, scores[i], control_weight, prompts)
         played.append(referee.play(method, episode, shuffled))
     most = max(len(events) for events, _ in played)
-    columns = [np.array(events + events[-1:] * (most - len(events))).T for events, _ in played]
-    picked, seen, runs, control_runs = (np.stack(rows) for rows in zip(*columns, strict=True))
+    padded = [events + events[-1:] * (most - len(events)) for events, _ in played]
+    picked, seen, runs, control_runs = (np.array([[e[i] for e in of] for of in padded]) for i in range(4))
+    width = max(len(event[4]) for of in padded for event in of)
+    looked, shown = (
+        np.array([[np.pad(e[i], (0, width - len(e[i])), constant_values=-1) for e in of] for of in padded])
+        for i in (4, 5)
+    )
     damage, control = cache.batch_damage(task, split), cache.batch_control(split)
     others = mean_of_others(control)[np.arange(len(scores)) % len(control)]
     true_scores = mean_of_others(damage)[: len(scores)] - np.float32(control_weight) * others
     return Evaluation(
         task, picked.astype(np.int64), seen.astype(np.float32), runs, scores, true_scores, control_runs,
-        all(whole for _, whole in played),
+        all(whole for _, whole in played), looked, shown,
     )  # fmt: skip
 
 
@@ -217,29 +231,29 @@ class _Referee:
         self._rows: np.ndarray | None = None
 
     def play(self, method: Start, episode: Episode, shuffled: bool) -> tuple[list[tuple], bool]:
-        """(site, seen, runs, control runs) of every event, and whether all of them were picks."""
+        """(site, seen, runs, control runs, all looks, what they showed) of every event; whether all were picks."""
         told = episode.rng.permutation(len(self.scores)) if shuffled else None
         events: list[tuple] = []
         whole, answer = True, None
         looks = method(episode)
         search: Search = looks if isinstance(looks, Generator) else (look for look in looks)
-        while len(events) < episode.picks or not whole:
+        while len(events) < (episode.picks if whole else MOST_EVENTS * len(self.scores)):
             try:
                 look = search.send(answer)
             except StopIteration:
                 break
-            if isinstance(look, Few):
-                sites, few = np.array([look.site]), look.prompts
-            else:
-                sites, few = np.atleast_1d(np.asarray(look, np.int64)), self.prompts
-            if not len(sites) or sites.min() < 0 or sites.max() >= len(self.scores):
-                raise UsageError(f"a method looks at {look!r}: heads are 0 to {len(self.scores) - 1}")
+            sites = np.atleast_1d(np.asarray(look.site if isinstance(look, Few) else look))
+            few = look.prompts if isinstance(look, Few) else self.prompts
+            if sites.dtype.kind not in "iu" or sites.ndim > 1 or not len(sites):
+                raise UsageError(f"a method looks at {look!r:.80}: a look is a site, a list of sites, or a Few")
+            if sites.min() < 0 or sites.max() >= len(self.scores):
+                raise UsageError(f"a method looks at {look!r:.80}: heads are 0 to {len(self.scores) - 1}")
             whole = whole and not few
             seen = self._seen(sites, few)
             told_scores = seen if told is None else self.scores[told[sites]]
             answer = told_scores if not isinstance(look, Few) and np.ndim(look) else told_scores[0]
             best = int(seen.argmax())
-            events.append((sites[best], seen[best], *self._cost(episode)))
+            events.append((sites[best], seen[best], *self._cost(episode), sites, seen))
         if not events:
             raise UsageError("a method looked at no head at all")
         return events, whole
@@ -262,7 +276,7 @@ class _Referee:
         size = self.cache.batch_size
         known = sum(episode.charged.values())
         looks = (self.prompts_of / size * self.layer_cost).sum()
-        clean = (self.prompts or size) if episode.charged else self.prompts_of.max()
+        clean = max(self.prompts_of.max(), (self.prompts or size) if episode.charged else 0)
         runs = float(clean / size + looks + known * (self.prompts or size) / size)
         return runs, runs + 1 + float(self.layer_cost[self.prompts_of > 0].sum()) + known
 

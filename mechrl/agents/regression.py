@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mechrl.agents.orders import ranked
 from mechrl.agents.problem import Episode, Problem
+from mechrl.agents.structure import family_folds
 
 
 def ridge(seed: int) -> Any:
@@ -24,10 +25,10 @@ def boosted(seed: int) -> Any:
 
 
 def by_regression(make: Callable[[int], Any]):
-    """Heads by predicted score; features: attribution, what the clean run says, layer, mean over *other* tasks.
+    """Heads by predicted score, from attribution, the clean run, layer, and the mean over tasks of other families.
 
     Scores and attributions are divided by the largest attribution of the episode, so that tasks with large damages
-    do not decide alone. In fitting, the mean over other tasks leaves the task's own scores out.
+    do not decide alone.
     """
 
     def prepare(problem: Problem):
@@ -45,8 +46,9 @@ def by_regression(make: Callable[[int], Any]):
 
 def _fitted(problem: Problem, model: Any, layers: np.ndarray) -> Any:
     rows, targets = [], []
-    for i, task in enumerate(problem.train):
-        others = np.delete(problem.training_means, i, 0) if len(problem.train) > 1 else problem.training_means
+    others_of = family_folds(problem.train)
+    for task in problem.train:
+        others = problem.training_means[[problem.train.index(other) for other in others_of[task]]]
         attribution, features = problem.training_attribution(task), problem.training_features(task)
         for episode, scores in enumerate(problem.training_scores(task)):
             of_episode = {name: values[episode] for name, values in features.items()}

@@ -51,9 +51,13 @@ def _means_of_others(rows: np.ndarray, weights: np.ndarray, size: int) -> np.nda
 
 
 def family_means(cells: Cells) -> dict[str, Any]:
-    """Mean over the tasks and caches of each family, of values as they are (resample 0)."""
+    """Mean over the tasks of each family of the mean over caches, of values as they are (resample 0)."""
+
+    def mean(values: list) -> Any:
+        return np.mean(values, axis=0)
+
     return {
-        family: np.mean([_total(of_cache)[0] for of_task in tasks.values() for of_cache in of_task.values()], axis=0)
+        family: mean([mean([_total(of_cache)[0] for of_cache in of_task.values()]) for of_task in tasks.values()])
         for family, tasks in cells.items()
     }
 

@@ -35,6 +35,23 @@ def heads(k: int = 1, structure: bool = True, hints: bool = False) -> Callable[[
     return prepare
 
 
+def untrained(problem: Problem) -> Start:
+    """The policy `heads` before its training: the Gaussian that its logits begin with."""
+    from mechrl.agents.heads_policy import make_heads_policy
+    from mechrl.agents.policy_search import policy_search
+    from mechrl.agents.ppo import PRESETS
+    from mechrl.agents.structure import head_structure
+
+    def make() -> Any:
+        import torch
+
+        torch.manual_seed(problem.seed)
+        structure = head_structure(problem.cache, problem.train, problem.control_weight)
+        return make_heads_policy(structure, PRESETS["heads"].layers[0])
+
+    return policy_search(problem.once("untrained", make))
+
+
 def paper(k: int = 1) -> Callable[[Problem], Start]:
     """PPO with the paper's network, one output per head, trained with the default preset and without a task signal."""
 

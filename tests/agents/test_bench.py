@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from helpers import table_cache
 from mechrl.agents import bench as benchmark
 from mechrl.agents.bench import NO_DIFFERENCE, UNDECIDED, WINS, Verdict, bench, choose_comparators
 from mechrl.agents.problem import Problem, families
+from mechrl.cache.files import manifest_path
 from mechrl.cli.bench import bench as command
 from mechrl.errors import UsageError
 from mechrl.report.benchmark import as_dict, sentence
@@ -76,6 +78,7 @@ def test_two_runs_give_the_same_table_in_one_process_or_two(result, cache):
         for row in found["methods"].values():
             for name in drop:
                 row.pop(name)
+        found.pop("by_protocol")
     assert json.dumps(one) == json.dumps(other)
 
 
@@ -108,7 +111,7 @@ def test_the_comparator_is_the_cheapest_on_the_other_families():
 
 
 def verdict(low, high, p):
-    return Verdict("scores", "agent", {"p": {"a": "x"}}, {"a": 0.0}, (low + high) / 2, low, high, p, p)
+    return Verdict("scores", "agent", {"p": {"a": "x"}}, {"a": 0.0}, (low + high) / 2, low, high, 0.0, p, p)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,71 @@ def test_the_closing_sentence(low, high, p, said):
     assert "too few families to claim transfer" in sentence(found)
     five = replace(found, families=dict.fromkeys("abcde", 0.0))
     assert "too few" not in sentence(five)
+
+
+def test_two_that_never_get_there_are_not_called_alike():
+    found = replace(verdict(0.0, 0.0, 0.5), censored=0.6)
+    assert found.sentence == UNDECIDED
+    assert "on 60% of the tasks neither" in sentence(found)
+
+
+def test_what_the_protocol_does_not_describe_is_exploratory(result):
+    assert not result.by_protocol
+
+
+def test_the_same_cache_under_two_names_is_refused(cache, tmp_path):
+    for path in (cache.path, manifest_path(cache.path)):
+        shutil.copy(path, tmp_path / path.name)
+    with pytest.raises(UsageError, match="the same cache is named twice"):
+        bench([cache.path, tmp_path / cache.path.name], names=["random"], workers=1)
+
+
+def test_a_method_of_another_track_is_refused(cache):
+    with pytest.raises(UsageError, match="'static order' is of the track scores, not of attribution"):
+        bench([cache.path], names=["static order"], tracks=["attribution"], workers=1)
+
+
+def test_set_up_seconds_count_what_others_have_fitted(result):
+    """Expected improvement alone, and after another method that shares its prior."""
+    both = bench([result.outcomes[0].cache], names=["Gaussian, UCB", "Gaussian, expected improvement"], workers=1)
+    assert all(o.set_up_seconds > 0 for o in both.outcomes)
+
+
+def test_coverage_at_a_budget_is_read_at_that_budget(result):
+    """Three heads of layer 0 and the clean model: 90 % at exactly 4 runs, and 2 runs pay for the first of them."""
+    assert set(benchmark.BUDGETS) <= set(result.cost_grid)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return lambda episode: [1.9, 2.7]", "a look is a site"),
+        ("return lambda episode: [[True] * 12]", "a look is a site"),
+        ("return lambda episode: ['1.2']", "a look is a site"),
+        ("return lambda episode: 1 / 0", "method 'mine' fails on a: ZeroDivisionError"),
+        ("return 1 / 0", "method 'mine' fails on a: ZeroDivisionError"),
+        ("return lambda episode: [-1]", "heads are 0 to 11"),
+    ],
+)
+def test_a_method_that_is_wrong_is_named(cache, plugin, body, message):
+    plugin.write_text(
+        PLUGIN.replace('"backwards"', '"mine"').split("def backwards")[0]
+        + f"""
+def backwards(problem):
+    {body}
+
+METHODS.append(Method("mine", "scores", backwards))
+"""
+    )
+    with pytest.raises(UsageError, match=re.escape(message)):
+        bench([cache.path], names=["mine"], workers=1, plugin=plugin)
+
+
+@pytest.mark.parametrize("record", ["42", "Method('mine', 'scroes', None)", "Method('random', 'scores', None)"])
+def test_a_record_that_is_no_method_is_refused(cache, plugin, record):
+    plugin.write_text(f"from mechrl.agents.methods import METHODS, Method\nMETHODS.append({record})")
+    with pytest.raises(UsageError, match=r"is no Method of one of the tracks|two methods are called 'random'"):
+        bench([cache.path], workers=1, plugin=plugin)
 
 
 def test_one_family_cannot_be_left_out(tmp_path):
@@ -153,7 +221,7 @@ from mechrl.agents.methods import METHODS, Method
 def backwards(problem):
     return lambda episode: reversed(range(episode.n_sites))
 
-METHODS.append(Method("backwards", "scores", backwards, exploratory=True))
+METHODS.append(Method("backwards", "scores", backwards))
 """
 
 
@@ -171,6 +239,7 @@ def test_a_plugin_adds_a_method_in_every_process(cache, plugin):
     plugin.write_text(PLUGIN)
     found = bench([cache.path], names=["backwards", "static order"], workers=2, plugin=plugin)
     assert {o.method for o in found.outcomes} == {"backwards", "static order"}
+    assert [m.exploratory for m in found.methods if m.name == "backwards"] == [True], "whatever it says of itself"
 
 
 def test_the_plugin_of_the_readme_runs(cache, plugin):

@@ -56,6 +56,8 @@ def test_looking_at_several_picks_the_best_and_pays_for_all(cache):
     found = evaluate(cache, "a", lambda episode: [[0, 1, 2], [3]], 12)
     assert (found.picked[:, 0] == found.scores[:, :3].argmax(1)).all()
     np.testing.assert_allclose(found.runs, [[4, 5]] * len(found.runs))
+    one_by_one = evaluate(cache, "a", lambda episode: [0, 1, 2], 12)
+    np.testing.assert_allclose(found.coverages()[:, 0], one_by_one.coverages()[:, 2], err_msg="what is seen counts")
     again = evaluate(cache, "a", lambda episode: [[0, 1], [0, 1]], 12)
     np.testing.assert_allclose(again.runs, [[3, 3]] * len(again.runs), err_msg="what is known is not paid for twice")
 
