@@ -319,8 +319,8 @@ def test_agreement_by_hand(by_hand, call):
     found = agreement(opened, "a")
     assert found["one-step"].heads == pytest.approx(1)
     assert found["one-step"].layers == pytest.approx([1, 1])
-    # Ranks 2 1 3 5 5 5 against 1 to 6: covariance 15.5, sums of squares 17.5 and 15.5.
-    assert found["integrated"].heads == pytest.approx(15.5 / (17.5 * 15.5) ** 0.5)
+    # Ranks 2 1 3 5 5 5 against 1 to 6: products 14.5, sums of squares 17.5 and 15.5.
+    assert found["integrated"].heads == pytest.approx(14.5 / (17.5 * 15.5) ** 0.5)
     assert found["integrated"].layers == [pytest.approx(1 - 6 * 2 / (3 * 8)), None]
     control = agreement(opened, None)
     assert (control["one-step"].heads, control["integrated"].heads) == (pytest.approx(-1), pytest.approx(1))
@@ -332,7 +332,7 @@ def test_agreement_by_hand(by_hand, call):
     assert printed["a"] == {name: vars(values) for name, values in found.items()}
     code, out, _ = call(command, "attribution", opened.path, "--task", "a")
     assert code == 0
-    assert re.search(r"all heads +1\.000 +0\.941", out)
+    assert re.search(r"all heads +1\.000 +0\.880", out)
     assert re.search(r"layer 1 +1\.000 +–", out)
     assert "control" not in out
 
