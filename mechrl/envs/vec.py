@@ -62,7 +62,7 @@ class HeadVecEnv(VecEnv):
         """Starts these rows anew; the infos of all rows, with how the finished episodes ended."""
         episodes = self.episodes
         names = episodes.table.tasks
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        infos = self._no_infos.copy()
         for i, last, total, task in zip(
             finished.tolist(),
             episodes.observation[finished],
