@@ -74,8 +74,7 @@ def test_an_honest_cache_is_confirmed(result, small_cache):
 
 def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, checkpoint, tmp_path):
     model = load_model("mini", device="cpu")
-    few = replace(SMALL, dtype="float16", batches=3, control_batches=3, batch_size=4)  # slow where a CPU emulates it
-    path = build(model, few, tmp_path / "half.h5")
+    path = build(model, replace(SMALL, dtype="float16"), tmp_path / "half.h5")
     half, mini = Cache.open(path), load_model("mini", device="cpu")
     assert half.attributes["dtype"] == "float16"
     assert 1e-5 < half.attributes["self_check_error"] < 0.01
