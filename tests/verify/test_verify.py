@@ -72,6 +72,7 @@ def test_an_honest_cache_is_confirmed(result, small_cache):
     assert [task.trained for task in result.tasks] == [True, True, False]
 
 
+@pytest.mark.slow  # a quarter of an hour on a processor that emulates float16
 def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, checkpoint, tmp_path):
     model = load_model("mini", device="cpu")
     path = build(model, replace(SMALL, dtype="float16"), tmp_path / "half.h5")
