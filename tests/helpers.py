@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from mechrl.ablation import MEASURES
+from mechrl.ablation import FEATURES, MEASURES
 from mechrl.cache.files import write_content
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
@@ -103,6 +104,34 @@ def table_cache(
         }  # fmt: skip
     write_content(path, Content(arrays, attributes))
     return Cache.open(path)
+
+
+def with_attribution(cache: Cache, path: Path, seed: int = 0) -> Cache:
+    """The same cache with attributions, noisy versions of its damages, and with head features."""
+    rng = np.random.default_rng(seed)
+
+    def noisy(values: np.ndarray, noise: float) -> np.ndarray:
+        return (values + noise * rng.normal(size=values.shape)).astype(np.float32)
+
+    arrays = dict(cache.content.arrays)
+    for name, noise in (("attribution", 0.5), ("attribution_integrated", 0.1)):
+        arrays[f"/control/{name}"] = noisy(cache.control_damage, noise)
+        for task in cache.tasks:
+            arrays[f"/tasks/{task}/{name}"] = noisy(cache.damage(task), noise)
+    for task in cache.tasks:
+        for feature in FEATURES:
+            arrays[f"/tasks/{task}/{feature}"] = noisy(np.zeros_like(cache.damage(task)), 1.0)
+    write_content(path, Content(arrays, cache.content.attributes))
+    return Cache.open(path)
+
+
+def rewritten_note(good: Path, bad: Path, change: dict) -> Path:
+    """A copy of a checkpoint with another note."""
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w") as target:
+        for item in source.namelist():
+            content = source.read(item)
+            target.writestr(item, json.dumps({**json.loads(content), **change}) if item == "mechrl.json" else content)
+    return bad
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:

@@ -51,7 +51,6 @@ def test_the_published_facts_name_heads_of_gpt2_and_sources():
         layer, index = map(int, head.split("."))
         assert 0 <= layer < 12
         assert 0 <= index < 12
-    assert published.roles_of("ioi", "9.9") == ["name mover"]
 
 
 @pytest.mark.slow

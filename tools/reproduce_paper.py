@@ -59,7 +59,7 @@ def report(cache: Cache, agents: dict[int, tuple]) -> str:
         f"# arXiv 2605.26343v1 on {model}\n",
         f"{cache.n_layers} × {cache.n_heads} heads, {cache.attributes['ablation']} ablation, cache "
         f"{cache.sha256[:12]}, {len(cache.batch_control())} evaluation episodes a task, {note.picks} picks, "
-        f"{note.steps} training steps (theirs: {published.LIVE_STEPS}). Published figures: {published.PAPER}.\n",
+        f"{note.steps} training steps (theirs: {published.STEPS}). Published figures: {published.PAPER}.\n",
     ]
     if not is_theirs:
         lines.append(

@@ -1,6 +1,5 @@
 """All methods on all held-out families of some caches: docs/protocol.md, carried out."""
 
-import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -12,32 +11,19 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from mechrl.agents import methods as registry
-from mechrl.agents.methods import Method
-from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Problem, families, family_of
-from mechrl.agents.protocol import (
-    RATIO_PICKS,
-    Evaluation,
-    cost_to,
-    coverages,
-    evaluate,
-    exhaustive_runs,
-    mean_curve,
-)  # fmt: skip
-from mechrl.agents.statistics import RESAMPLES, Cells, family_means, hierarchical, holm, resampled_truth, sign_flips
-from mechrl.agents.trained import from_checkpoint
+from mechrl.agents.methods import Method, all_methods, select_methods
+from mechrl.agents.orders import own_order
+from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, TRACKS, Problem, families, family_of
+from mechrl.agents.protocol import RATIO_PICKS, Evaluation, cost_to, coverages, evaluate, exhaustive_runs, mean_curve
+from mechrl.agents.statistics import RESAMPLES, Cells, resampled_truth
+from mechrl.agents.verdict import AGENTS, Outcome, Verdict, verdicts
 from mechrl.cache.reader import Cache
-from mechrl.errors import MechrlError, UsageError, unknown_name
+from mechrl.errors import MechrlError, UsageError
 from mechrl.tasks import EVALUATION, TRAIN
 
-AGENTS = {SCORES: "agent", ATTRIBUTION: "agent with attribution"}  # whom the closing sentences are about
-TRACKS = tuple(AGENTS)
 SEEDS = 3
 SELECTION_EPISODES = 4  # of each task, when a comparator is chosen
 BUDGETS = (2.0, 5.0, 10.0)  # runs at which coverage is printed
-LEAST_FAMILIES = 5  # for a claim about transfer
-LEVEL, MARGIN = 0.05, 0.1  # of the test; of "no difference"
-WINS, NO_DIFFERENCE, UNDECIDED = "the agent wins", "no difference", "a baseline wins or undecided"
 
 
 @dataclass(frozen=True)
@@ -65,67 +51,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A method on one held-out task. Resample 0 is what was measured, the rest are the bootstrap's.
-
-    :param log_cost: log of the cost to 90 %, in runs, float64 [resample].
-    :param log_control_cost: with control charged for every look, likewise.
-    :param censored: whether 90 % took as much as the exhaustive sweep, or was never reached.
-    :param curve: mean coverage at the costs of `cost_grid`, float64 [resample, cost].
-    :param ratios: mean oracle ratio after so many picks, where every event was a pick.
-    :param set_up_runs: what the other tasks' tables cost; `set_up_seconds` what preparing took, training included.
-    """
-
-    cache: str
-    family: str
-    task: str
-    method: str
-    seed: int
-    log_cost: np.ndarray
-    log_control_cost: np.ndarray
-    censored: bool
-    curve: np.ndarray
-    ratios: dict[int, float]
-    set_up_runs: float
-    set_up_seconds: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The agent against the comparator in one track.
-
-    :param comparators: by cache and held-out family.
-    :param families: log cost of the agent minus the comparator's, mean of each family; below zero the agent is cheaper.
-    :param low: end of the 95 % interval of their `mean`, like `high`.
-    :param censored: share of tasks on which neither got to 90 % before the exhaustive sweep, and so nothing differs.
-    :param p: one-sided; `adjusted` for the number of tracks.
-    """
-
-    track: str
-    agent: str
-    comparators: dict[str, dict[str, str]]
-    families: dict[str, float]
-    mean: float
-    low: float
-    high: float
-    censored: float
-    p: float
-    adjusted: float
-
-    @property
-    def sentence(self) -> str:
-        if self.high < 0 and self.adjusted <= LEVEL:
-            return WINS
-        within = np.log(1 - MARGIN) <= self.low and self.high <= np.log(1 + MARGIN)
-        return NO_DIFFERENCE if within and self.censored < 0.5 else UNDECIDED
-
-    @property
-    def too_few(self) -> bool:
-        """Whether there are too few families to claim transfer."""
-        return len(self.families) < LEAST_FAMILIES
-
-
-@dataclass(frozen=True)
 class Benchmark:
     """Everything that was measured.
 
@@ -147,7 +72,15 @@ class Benchmark:
 
     def cells(self, method: str, what: str = "log_cost") -> Cells:
         """family → task → cache → the values of one method."""
-        return _cells([o for o in self.outcomes if o.method == method], what)
+        cells: dict[str, dict[str, dict[str, list]]] = {}
+        for o in self.outcomes:
+            if o.method == method:
+                rows = cells.setdefault(o.family, {}).setdefault(o.task, {}).setdefault(o.cache, [])
+                rows.append(getattr(o, what))
+        return {
+            family: {task: {cache: [(1, np.stack(rows))] for cache, rows in c.items()} for task, c in tasks.items()}
+            for family, tasks in cells.items()
+        }
 
 
 def bench(
@@ -186,79 +119,18 @@ def bench(
     longest = max(exhaustive_runs(cache.n_layers, cache.n_heads) for cache in caches.values())
     grid = np.union1d(np.geomspace(0.1, 2 * longest, 80), BUDGETS)
     outcomes: list[Outcome] = []
-    selection: list[tuple[Job, Outcome]] = []
+    selection: list[tuple[str, str, Outcome]] = []
     on_progress(0, len(jobs))
     for done, (job, of_job) in enumerate(_run(jobs, grid, workers), 1):
         on_progress(done, len(jobs))
         if job.purpose == "selection":
-            selection += [(job, outcome) for outcome in of_job]
+            selection += [(job.track, job.target, outcome) for outcome in of_job]
         else:
             outcomes += of_job
     outcomes.sort(key=lambda o: (o.cache, o.family, o.task, o.method, o.seed))
-    verdicts = _verdicts(outcomes, selection)
     pairs = {name: order_pairs(cache, found[name], control_weight) for name, cache in caches.items()}
     by_protocol = (names, tuple(tracks), seeds, control_weight) == (None, TRACKS, SEEDS, 1.0)
-    return Benchmark(found, chosen, outcomes, grid, verdicts, pairs, by_protocol)
-
-
-def select_methods(
-    names: Sequence[str] | None, tracks: Sequence[str], plugin: Path | None, checkpoint: Path | None
-) -> list[Method]:
-    """The records of the methods to run.
-
-    :raises UsageError: no such method, or a name that stands for two.
-    """
-    known = all_methods(plugin, checkpoint)
-    if names is None:
-        return [m for m in known.values() if m.track in (REFERENCE, *tracks)]
-    for name in names:
-        if name not in known:
-            raise unknown_name("method", name, list(known))
-        if known[name].track not in (REFERENCE, *tracks):
-            raise UsageError(f"method {name!r} is of the track {known[name].track}, not of {', '.join(tracks)}")
-    return [m for m in known.values() if m.name in names]
-
-
-def all_methods(plugin: Path | None = None, checkpoint: Path | None = None) -> dict[str, Method]:
-    """The registered methods by name, those of a plugin and of a checkpoint included; a plugin's are exploratory.
-
-    :raises UsageError: the plugin cannot be run, or a record of it is no method, or a name stands for two.
-    """
-    own = len(registry.METHODS) if plugin is None else _load_plugin(plugin)
-    methods = list(registry.METHODS)
-    for i, method in enumerate(methods):
-        if not isinstance(method, Method) or method.track not in (REFERENCE, *TRACKS):
-            raise UsageError(f"{method!r:.200} is no Method of one of the tracks {', '.join((REFERENCE, *TRACKS))}")
-        if i >= own:
-            methods[i] = replace(method, exploratory=True)
-    if checkpoint is not None:
-        methods.append(_checkpoint_method(checkpoint))
-    found = {method.name: method for method in methods}
-    if len(found) < len(methods):
-        doubled = sorted({m.name for m in methods if sum(m.name == other.name for other in methods) > 1})
-        raise UsageError(f"two methods are called {', '.join(map(repr, doubled))}")
-    return found
-
-
-def _checkpoint_method(path: Path) -> Method:
-    from mechrl.agents.checkpoint import load_checkpoint
-
-    policy, note = load_checkpoint(path)
-    return Method(
-        f"checkpoint {path.name}", ATTRIBUTION if note.hints else SCORES, from_checkpoint(policy, note), agent=True,
-        exploratory=True,
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _load_plugin(plugin: Path) -> int:
-    """Runs a plugin once; how many methods there were before."""
-    before = len(registry.METHODS)
-    try:
-        runpy.run_path(str(plugin))
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"{plugin} cannot be run: {type(error).__name__}: {error}") from error
-    return before
+    return Benchmark(found, chosen, outcomes, grid, verdicts(outcomes, selection), pairs, by_protocol)
 
 
 @lru_cache(maxsize=8)
@@ -406,64 +278,10 @@ def _outcome(
     )  # fmt: skip
 
 
-def _cells(outcomes: Sequence[Outcome], what: str = "log_cost", sign: int = 1) -> dict:
-    cells: dict[str, dict[str, dict[str, list]]] = {}
-    for o in outcomes:
-        cells.setdefault(o.family, {}).setdefault(o.task, {}).setdefault(o.cache, []).append(getattr(o, what))
-    return {
-        family: {task: {cache: [(sign, np.stack(rows))] for cache, rows in c.items()} for task, c in tasks.items()}
-        for family, tasks in cells.items()
-    }
-
-
-def _verdicts(outcomes: Sequence[Outcome], selection: Sequence[tuple[Job, Outcome]]) -> list[Verdict]:
-    """The agent against the comparator, in each track that has both."""
-    searches: dict[tuple[str, str, str, str | None], list[Outcome]] = {}
-    for o in outcomes:
-        searches.setdefault((o.cache, o.family, o.task, o.method), []).append(o)
-    found = []
-    for track, agent in AGENTS.items():
-        comparators = choose_comparators([(job, outcome) for job, outcome in selection if job.track == track])
-        cells: dict[str, dict[str, dict[str, list]]] = {}
-        censored = []
-        for (cache, family, task, method), ours in searches.items():
-            theirs = searches.get((cache, family, task, comparators.get(cache, {}).get(family)))
-            if method == agent and theirs:
-                pair = [(1, np.stack([o.log_cost for o in ours])), (-1, np.stack([o.log_cost for o in theirs]))]
-                cells.setdefault(family, {}).setdefault(task, {})[cache] = pair
-                censored.append(all(o.censored for o in ours + theirs))
-        if not cells:
-            continue
-        of_family = family_means(cells)
-        found.append(
-            Verdict(
-                track, agent, comparators, of_family, *hierarchical(cells), float(np.mean(censored)),
-                sign_flips(list(of_family.values())), 1.0,
-            )
-        )  # fmt: skip
-    adjusted = holm({verdict.track: verdict.p for verdict in found})
-    return [replace(verdict, adjusted=adjusted[verdict.track]) for verdict in found]
-
-
-def choose_comparators(selection: Sequence[tuple[Job, Outcome]]) -> dict[str, dict[str, str]]:
-    """The method with the lowest mean log cost over the other families, by cache and held-out family."""
-    costs: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
-    for job, outcome in selection:
-        by_method = costs.setdefault((str(job.path), job.target), {})
-        by_method.setdefault(outcome.method, {}).setdefault(outcome.family, []).append(float(outcome.log_cost[0]))
-    chosen: dict[str, dict[str, str]] = {}
-    for (path, target), by_method in costs.items():
-        means = {name: np.mean([np.mean(costs) for costs in of.values()]) for name, of in by_method.items()}
-        chosen.setdefault(path, {})[target] = min(means, key=lambda name: (means[name], name))
-    return chosen
-
-
 def order_pairs(
     cache: Cache, found: Mapping[str, list[str]], control_weight: float
 ) -> dict[tuple[str, str], tuple[float, float | None]]:
     """The order of each task's training episodes, on the evaluation episodes of every other: cost to 90 %, ratio@3."""
-    from mechrl.agents.orders import own_order
-
     tasks = [task for of_family in found.values() for task in of_family]
     most = exhaustive_runs(cache.n_layers, cache.n_heads)
     pairs: dict[tuple[str, str], tuple[float, float | None]] = {}

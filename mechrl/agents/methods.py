@@ -4,11 +4,15 @@ A method is prepared once for a held-out family, from what a `Problem` may tell 
 episode. To add one, append a record to `METHODS`, or give `mechrl bench --plugin` a file that does.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import runpy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 from mechrl.agents import few_prompts, orders, prior, regression, trained
-from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Problem, Start
+from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, TRACKS, Problem, Start
+from mechrl.errors import UsageError, unknown_name
 
 Prepare = Callable[[Problem], Start | None]  # None: not for this problem
 
@@ -78,3 +82,61 @@ METHODS: list[Method] = [
     ),
     Method("static order on 4 prompts", SCORES, orders.static_order, learns=True, prompts=4, exploratory=True),
 ]  # fmt: skip
+
+
+def select_methods(
+    names: Sequence[str] | None, tracks: Sequence[str], plugin: Path | None, checkpoint: Path | None
+) -> list[Method]:
+    """The records of the methods to run.
+
+    :raises UsageError: no such method, or a name that stands for two.
+    """
+    known = all_methods(plugin, checkpoint)
+    if names is None:
+        return [m for m in known.values() if m.track in (REFERENCE, *tracks)]
+    for name in names:
+        if name not in known:
+            raise unknown_name("method", name, list(known))
+        if known[name].track not in (REFERENCE, *tracks):
+            raise UsageError(f"method {name!r} is of the track {known[name].track}, not of {', '.join(tracks)}")
+    return [m for m in known.values() if m.name in names]
+
+
+def all_methods(plugin: Path | None = None, checkpoint: Path | None = None) -> dict[str, Method]:
+    """The registered methods by name, those of a plugin and of a checkpoint included; a plugin's are exploratory.
+
+    :raises UsageError: the plugin cannot be run, or a record of it is no method, or a name stands for two.
+    """
+    own = len(METHODS) if plugin is None else _load_plugin(plugin)
+    methods = list(METHODS)
+    for i, method in enumerate(methods):
+        if not isinstance(method, Method) or method.track not in (REFERENCE, *TRACKS):
+            raise UsageError(f"{method!r:.200} is no Method of one of the tracks {', '.join((REFERENCE, *TRACKS))}")
+        if i >= own:
+            methods[i] = replace(method, exploratory=True)
+    if checkpoint is not None:
+        methods.append(_checkpoint_method(checkpoint))
+    found = {method.name: method for method in methods}
+    if len(found) < len(methods):
+        doubled = sorted({m.name for m in methods if sum(m.name == other.name for other in methods) > 1})
+        raise UsageError(f"two methods are called {', '.join(map(repr, doubled))}")
+    return found
+
+
+def _checkpoint_method(path: Path) -> Method:
+    from mechrl.agents.checkpoint import load_checkpoint
+
+    policy, note = load_checkpoint(path)
+    track, prepare = ATTRIBUTION if note.hints else SCORES, trained.from_checkpoint(policy, note)
+    return Method(f"checkpoint {path.name}", track, prepare, agent=True, exploratory=True)
+
+
+@lru_cache(maxsize=64)
+def _load_plugin(plugin: Path) -> int:
+    """Runs a plugin once; how many methods there were before."""
+    before = len(METHODS)
+    try:
+        runpy.run_path(str(plugin))
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{plugin} cannot be run: {type(error).__name__}: {error}") from error
+    return before

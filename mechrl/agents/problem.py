@@ -12,7 +12,8 @@ from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError
 from mechrl.tasks import TASKS, TRAIN
 
-SCORES, ATTRIBUTION, REFERENCE = "scores", "attribution", "reference"  # tracks
+SCORES, ATTRIBUTION, REFERENCE = "scores", "attribution", "reference"
+TRACKS = (SCORES, ATTRIBUTION)  # references stand beside both
 LEAST_ACCURACY = 0.9  # of a task that the model does, on training prompts
 ONE_STEP_RUNS, INTEGRATED_RUNS = 2.0, 15.0  # a backward pass; five times forward and backward
 

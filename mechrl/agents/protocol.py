@@ -3,9 +3,9 @@
 docs/protocol.md says what is compared and how.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
@@ -181,12 +181,11 @@ def evaluate(
     if not 0 <= prompts <= cache.batch_size:
         raise UsageError(f"a look is at 1 to {cache.batch_size} prompts, the batch size, not {prompts}")
     scores = episode_scores(cache, task, split, control_weight)[:episodes]
+    known = _known(cache, task, split, control_weight, prompts) if track == ATTRIBUTION else ()
     played = []
     for i in range(len(scores)):
-        episode = Episode(
-            cache.n_layers, cache.n_heads, picks, np.random.default_rng([seed, i]), *_known(cache, task, split, i,
-            control_weight, prompts) if track == ATTRIBUTION else (None, None),
-        )  # fmt: skip
+        rng = np.random.default_rng([seed, i])
+        episode = Episode(cache.n_layers, cache.n_heads, picks, rng, *(partial(ask, i) for ask in known))
         referee = _Referee(cache, task, split, i, scores[i], control_weight, prompts)
         played.append(referee.play(method, episode, shuffled))
     most = max(len(events) for events, _ in played)
@@ -206,13 +205,17 @@ def evaluate(
     )  # fmt: skip
 
 
-def _known(cache: Cache, task: str, split: int, i: int, control_weight: float, prompts: int):
-    """What an episode of the track `attribution` may ask for: attribution and head features."""
+def _known(cache: Cache, task: str, split: int, control_weight: float, prompts: int) -> tuple[Callable, Callable]:
+    """What the i-th episode of the track `attribution` may ask for: attribution and head features."""
 
-    def attribution(integrated: bool) -> np.ndarray:
-        return episode_attribution(cache, task, split, integrated, control_weight, prompts)[i]
+    @lru_cache(maxsize=2)
+    def of_all(integrated: bool) -> np.ndarray:
+        return episode_attribution(cache, task, split, integrated, control_weight, prompts)
 
-    def features() -> dict[str, np.ndarray]:
+    def attribution(i: int, integrated: bool) -> np.ndarray:
+        return of_all(integrated)[i]
+
+    def features(i: int) -> dict[str, np.ndarray]:
         return {name: values[i] for name, values in episode_features(cache, task, split, prompts).items()}
 
     return attribution, features

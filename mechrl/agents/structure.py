@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mechrl.agents.problem import family_of
 from mechrl.cache.reader import Cache
-from mechrl.tasks import TASKS, TRAIN
+from mechrl.tasks import TRAIN
 
 LEAST_NOISE = 0.1  # standard deviation on the squashed scale that no head of an unseen task is known better than
 
@@ -57,7 +58,7 @@ def head_structure(cache: Cache, tasks: Sequence[str], control_weight: float = 1
 
 def family_folds(tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """For each task the tasks of other families; all tasks where there are none. A task of a file is its own family."""
-    family = {task: TASKS[task].family if task in TASKS else task for task in tasks}
+    family = {task: family_of(task) for task in tasks}
     return {task: tuple(t for t in tasks if family[t] != family[task]) or tuple(tasks) for task in tasks}
 
 

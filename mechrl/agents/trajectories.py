@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 import mechrl.envs  # makes the environment known to gymnasium
-from mechrl.agents.methods import METHODS
+from mechrl.agents.methods import all_methods
 from mechrl.agents.problem import Problem, family_of
 from mechrl.agents.protocol import evaluate
 from mechrl.cache.export import header
@@ -26,13 +26,13 @@ from mechrl.tasks import EVALUATION, TRAIN
 def search(cache: Cache, task: str, name: str, picks: int | None = None, seed: int = 0) -> np.ndarray:
     """What a method picks on the evaluation episodes of a task, int64 [episode, pick], sites.
 
-    :param name: of a method in `METHODS`; it knows the cache's tasks of other families.
+    :param name: of a registered method; it knows the cache's tasks of other families.
     :param picks: in an episode; 35 % of the heads by default.
     :raises UsageError: no such task or method, more picks than heads, a method that learns without a task of another
         family, or one whose looks are no picks.
     """
     cache.check_task(task)
-    known = {method.name: method for method in METHODS}
+    known = all_methods()
     if name not in known:
         raise unknown_name("method", name, list(known))
     method = known[name]

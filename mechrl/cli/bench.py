@@ -6,8 +6,6 @@ import click
 
 from mechrl.cli import app
 
-FIGURES = (".png", ".svg", ".pdf")
-
 
 @click.command()
 @click.option("--cache", "paths", multiple=True, type=click.Path(path_type=Path), default=[app.MINI_CACHE],
@@ -38,8 +36,9 @@ def bench(
     for path in (plugin, checkpoint):
         if path is not None and not path.is_file():
             raise click.UsageError(f"{path}: no such file")
-    from mechrl.agents.bench import TRACKS, all_methods
     from mechrl.agents.bench import bench as run_bench
+    from mechrl.agents.methods import all_methods
+    from mechrl.agents.problem import TRACKS
 
     tracks = TRACKS if track == "both" else (track,)
     if list_methods:
@@ -55,9 +54,10 @@ def bench(
             raise click.UsageError(f"there is no cache at {path}; mechrl-cache build --tasks all makes one for mini")
     if out is not None:
         from mechrl.cache.files import check_writable
+        from mechrl.report.heatmap import SUFFIXES
 
-        if out.suffix not in FIGURES:
-            raise click.UsageError(f"{out}: a figure ends in one of {', '.join(FIGURES)}")
+        if out.suffix not in SUFFIXES:
+            raise click.UsageError(f"{out}: a figure ends in one of {', '.join(SUFFIXES)}")
         check_writable(out)
     with app.progress("methods × families × seeds") as progress:
         result = run_bench(

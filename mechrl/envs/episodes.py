@@ -71,7 +71,7 @@ class Episodes:
         )  # fmt: skip
 
     def draw_all(self) -> None:
-        """Starts every row anew; like a step, it leaves the last two observations as they are."""
+        """Starts every row anew; like a step, it leaves the last observation as it is."""
         self._at = (self._at + 1) % kernel.RING
         self.draw(np.arange(self.n))
 

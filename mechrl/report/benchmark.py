@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mechrl.agents.bench import AGENTS, BUDGETS, TRACKS, Benchmark, Verdict
+from mechrl.agents.bench import BUDGETS, Benchmark
 from mechrl.agents.methods import Method
-from mechrl.agents.problem import REFERENCE
+from mechrl.agents.problem import REFERENCE, TRACKS
 from mechrl.agents.protocol import RATIO_PICKS
 from mechrl.agents.statistics import family_means, hierarchical
+from mechrl.agents.verdict import AGENTS, Verdict
 from mechrl.cache.files import write_whole
 from mechrl.report.tables import print_table
 
@@ -47,13 +48,12 @@ def _of_track(result: Benchmark, track: str) -> list[Method]:
 
 def _print_track(result: Benchmark, track: str, methods: Sequence[Method]) -> None:
     families = sorted({family for found in result.families.values() for family in found})
+    summaries = {m.name: summary(result, m.name) for m in methods}
     rows = []
     for m in methods:
-        cells = result.cells(m.name)
-        of_family = family_means(cells)
-        mean, low, high = np.exp(hierarchical(cells))
-        costs = [f"{np.exp(of_family[f]):.2f}" if f in of_family else None for f in families]
-        rows.append([_label(m), f"{mean:.2f} ({low:.2f} to {high:.2f})", *costs])
+        s = summaries[m.name]
+        costs = [f"{s['cost_by_family'][f]:.2f}" if f in s["cost_by_family"] else None for f in families]
+        rows.append([_label(m), f"{s['cost']:.2f} ({s['cost_low']:.2f} to {s['cost_high']:.2f})", *costs])
     print_table(
         f"track {track}: cost to 90 % coverage, in runs",
         ["method", "mean (95 % interval)", *families],
@@ -64,7 +64,7 @@ def _print_track(result: Benchmark, track: str, methods: Sequence[Method]) -> No
     columns += [f"coverage\nat {b:g} runs" for b in BUDGETS] + [f"ratio\nafter {p}" for p in SHOWN_PICKS]
     rows = []
     for m in methods:
-        s = summary(result, m.name)
+        s = summaries[m.name]
         rows.append(
             [
                 *(_label(m), s["cost_with_control"], f"{s['censored']:.0%}"),

@@ -10,13 +10,10 @@ MODEL = "gpt2"
 # Mean best score of evaluation episodes, nats.
 PLATEAU = {"induction": 3.386, "ioi": 3.191}  # the trained agent
 RANDOM_50 = {"induction": 2.459, "docstring": 1.395}  # random search, 50 picks, 30 episodes
-# Held-out docstring, 50 picks, by the K of best-of-K training; 30 episodes, ratios on the 15 that have an oracle.
+# Held-out docstring, 50 picks, by the K of best-of-K training; 30 episodes.
 DOCSTRING_UNTOLD = {1: 1.467, 5: 2.103}  # no task signal
 DOCSTRING_TOLD_INDUCTION = {1: 2.178, 5: 2.229}
-DOCSTRING_RATIO = {1: 0.634, 5: 0.929}
-DOCSTRING_ORACLE = 2.175  # of the 15 episodes
-LIVE_SECONDS, LIVE_STEPS, LIVE_PASSES = 9305, 200_000, 487_560  # one L40S
-SECONDS_TO_PLATEAU = 772  # both training tasks, 16,000 steps
+STEPS = 200_000  # of training
 
 # Heads by mean score, the best first.
 TOP_HEADS = {
@@ -51,8 +48,3 @@ ROLES = {
     },
     "copy_suppression": {"negative": ("10.7 11.10".split(), MCDOUGALL)},
 }
-
-
-def roles_of(task: str, head: str) -> list[str]:
-    """The roles that the literature gives a head of GPT-2 small on a task."""
-    return [role for role, (heads, _) in ROLES.get(task, {}).items() if head in heads]

@@ -5,17 +5,22 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import table_cache
+from helpers import table_cache, with_attribution
 
 from mechrl.agents import bench as benchmark
-from mechrl.agents.bench import NO_DIFFERENCE, UNDECIDED, WINS, Verdict, bench, choose_comparators
+from mechrl.agents import methods
+from mechrl.agents.bench import bench
+from mechrl.agents.ppo import PRESETS
 from mechrl.agents.problem import Problem, families
+from mechrl.agents.verdict import NO_DIFFERENCE, UNDECIDED, WINS, Verdict, choose_comparators
 from mechrl.cache.files import manifest_path
+from mechrl.cache.imported import import_table
 from mechrl.cli.bench import bench as command
-from mechrl.errors import UsageError
+from mechrl.errors import MachineError, UsageError
 from mechrl.report.benchmark import as_dict, sentence
 
 QUICK = ["random", "static order", "Gaussian, expected improvement", "sweep on 1 prompt"]
@@ -99,8 +104,7 @@ def fake_selection(costs):
     for target, by_method in costs.items():
         for method, by_family in by_method.items():
             for family, cost in by_family.items():
-                job = type("J", (), {"path": "p", "target": target})
-                yield job, type("O", (), {"method": method, "family": family, "log_cost": np.log([cost])})
+                yield target, SimpleNamespace(cache="p", method=method, family=family, log_cost=np.log([cost]))
 
 
 def test_the_comparator_is_the_cheapest_on_the_other_families():
@@ -205,6 +209,27 @@ def test_one_family_cannot_be_left_out(tmp_path):
         bench([only.path], workers=1)
 
 
+def test_an_imported_table_cannot_be_benchmarked(tmp_path):
+    (tmp_path / "t.csv").write_text("0.0,0.1,0.2\n1,2,3\n4,5,6\n7,8,9\n")
+    with pytest.raises(MachineError, match="holds scores and no prompts"):
+        bench([import_table(tmp_path / "t.csv", "mine", 1, 3, tmp_path / "c.h5")], workers=1)
+
+
+def test_the_agent_is_trained_with_and_without_attribution_and_compared(cache, tmp_path, monkeypatch):
+    """Everything at once, with little training: both agents, comparators and sentences."""
+    monkeypatch.setitem(PRESETS, "heads", replace(PRESETS["heads"], steps=256))
+    path = with_attribution(cache, tmp_path / "t.h5").path
+    found = bench([path], names=["agent", "agent with attribution", "static order", "attribution"], seeds=1, workers=1)
+    assert [v.track for v in found.verdicts] == ["scores", "attribution"]
+    for verdict, other in zip(found.verdicts, ("static order", "attribution"), strict=True):
+        assert verdict.comparators == {str(path): dict.fromkeys("abc", other)}
+        assert set(verdict.families) == set("abc")
+        for family, value in verdict.families.items():
+            ours, theirs = (outcome(found, name, family).log_cost[0] for name in (verdict.agent, other))
+            assert value == pytest.approx(ours - theirs)
+    assert outcome(found, "agent with attribution", "a").log_cost[0] >= np.log(1 + 2)
+
+
 def test_a_cache_without_attribution_says_so(cache):
     with pytest.raises(UsageError, match="holds no attribution"):
         bench([cache.path], tracks=["attribution"], workers=1)
@@ -232,7 +257,7 @@ def plugin(tmp_path):
     before = list(METHODS)
     yield tmp_path / "mine.py"
     METHODS[:] = before
-    benchmark._load_plugin.cache_clear()
+    methods._load_plugin.cache_clear()
 
 
 def test_a_plugin_adds_a_method_in_every_process(cache, plugin):

@@ -1,15 +1,32 @@
 """The protocol: what looks cost, few prompts, what a method must not know; the statistics by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from helpers import table_cache
+import torch
+from helpers import table_cache, with_attribution
 
 from mechrl.agents import statistics
 from mechrl.agents.methods import METHODS
-from mechrl.agents.orders import in_order
+from mechrl.agents.orders import in_order, z_scored
+from mechrl.agents.policy_search import policy_search
 from mechrl.agents.prior import Gaussian
-from mechrl.agents.problem import ATTRIBUTION, REFERENCE, SCORES, Few, Problem, episode_scores
+from mechrl.agents.problem import (
+    ATTRIBUTION,
+    REFERENCE,
+    SCORES,
+    Few,
+    Problem,
+    episode_attribution,
+    episode_scores,
+)  # fmt: skip
 from mechrl.agents.protocol import Evaluation, cost_to, evaluate, exhaustive_runs, mean_curve
+from mechrl.cache.files import write_content
+from mechrl.cache.format import Content
+from mechrl.cache.reader import Cache
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.table import ScoreTable
 from mechrl.errors import UsageError
 from mechrl.tasks import EVALUATION, TRAIN
 
@@ -87,6 +104,104 @@ def test_the_exhaustive_sweep_costs_what_it_says(cache):
     assert found.runs[0, -1] == pytest.approx(exhaustive_runs(LAYERS, HEADS))
 
 
+def test_attribution_is_that_of_the_episodes_prompts_and_is_paid_for_once(attributed):
+    asked = []
+
+    def search(episode):
+        asked.append((episode.attribution(), episode.attribution(), episode.attribution(integrated=True)))
+        yield 0
+
+    found = evaluate(attributed, "a", search, 12, control_weight=0.5, track=ATTRIBUTION)
+    np.testing.assert_allclose(found.runs[:, 0], 1 + 1 + 2 + 15)
+    np.testing.assert_allclose(found.control_runs[:, 0], 2 * (1 + 1 + 2 + 15), err_msg="and once more on control")
+    rows, train = attributed.in_split("a", EVALUATION), attributed.in_split(None, TRAIN)
+    for integrated, which in ((False, 0), (True, 2)):
+        by_prompt = attributed.attribution("a", integrated)[rows]
+        control = attributed.control_attribution(integrated)[train].mean(0)
+        for i, of_episode in enumerate(asked):
+            expected = by_prompt[i * SIZE : (i + 1) * SIZE].mean(0) - 0.5 * control
+            np.testing.assert_allclose(of_episode[which], expected, atol=1e-6)
+    few = evaluate(attributed, "a", search, 12, track=ATTRIBUTION, prompts=1)
+    np.testing.assert_allclose(few.runs[:, 0], (1 + 1 + 2 + 15) / SIZE)
+    np.testing.assert_allclose(
+        asked[-1][0],
+        attributed.attribution("a")[rows][-SIZE] - attributed.control_attribution()[train].mean(0), atol=1e-6,
+    )  # fmt: skip
+
+
+def test_features_come_with_the_clean_run_on_all_prompts(attributed):
+    asked = []
+
+    def search(episode):
+        asked.append(episode.features())
+        yield Few(0, 1)
+
+    found = evaluate(attributed, "a", search, 12, track=ATTRIBUTION)
+    np.testing.assert_allclose(found.runs[:, 0], 1 + 1 / SIZE)
+    rows = attributed.in_split("a", EVALUATION)
+    for name, values in attributed.head_features("a").items():
+        np.testing.assert_allclose(asked[1][name], values[rows][SIZE : 2 * SIZE].mean(0), atol=1e-6)
+    assert len(asked[0]) == 4
+
+
+def test_orders_by_attribution_go_by_it(attributed):
+    problem = Problem(attributed, "a", ("b", "c"), ATTRIBUTION)
+    by_name = {m.name: evaluate(attributed, "a", m.prepare(problem), 12, track=ATTRIBUTION).picked[0]
+               for m in METHODS if m.track == ATTRIBUTION and not m.agent}  # fmt: skip
+    one_step, integrated = (
+        episode_attribution(attributed, "a", EVALUATION, which)[0].argsort()[::-1] for which in (False, True)
+    )
+    static = problem.static_mean.argsort()[::-1]
+    assert by_name["attribution"].tolist() == one_step.tolist()
+    assert by_name["integrated attribution"].tolist() == integrated.tolist()
+    assert by_name["alternating"][0] == one_step[0]
+    assert by_name["alternating"][1] == next(s for s in static if s != one_step[0])
+    z = [(v - v.mean()) / v.std() for v in (episode_attribution(attributed, "a", EVALUATION)[0], problem.static_mean)]
+    assert by_name["attribution + static"].tolist() == (z[0] + z[1]).argsort()[::-1].tolist()
+
+
+@pytest.mark.parametrize("name", ["ridge regression", "boosted regression"])
+def test_regression_finds_the_feature_that_tells(cache, tmp_path, name):
+    """Damage is attribution, and nothing else says anything."""
+    plain = with_attribution(cache, tmp_path / "t.h5")
+    arrays = dict(plain.content.arrays)
+    for task in "abc":
+        arrays[f"/tasks/{task}/attribution"] = np.ascontiguousarray(plain.damage(task))
+    arrays["/control/attribution"] = np.ascontiguousarray(plain.control_damage)
+    write_content(tmp_path / "e.h5", Content(arrays, plain.content.attributes))
+    exact = Cache.open(tmp_path / "e.h5")
+    method = next(m for m in METHODS if m.name == name)
+    found = evaluate(exact, "a", method.prepare(Problem(exact, "a", ("b", "c"), ATTRIBUTION)), 12, track=ATTRIBUTION)
+    assert found.ratios(3).mean() > 0.9
+
+
+@pytest.mark.parametrize("hints", [False, True])
+def test_a_policy_sees_what_the_environment_shows(attributed, hints):
+    seen = []
+
+    class Watching:
+        def set_training_mode(self, on):
+            assert not on
+
+        def log_probs_and_values(self, observation, untried):
+            seen.append((observation.numpy().copy(), untried.numpy().copy()))
+            return untried.float() * torch.arange(12), None
+
+    track = ATTRIBUTION if hints else SCORES
+    table = ScoreTable.from_cache(attributed, ["a"], EVALUATION)
+    if hints:
+        table = replace(table, hints=z_scored(episode_attribution(attributed, "a", EVALUATION)))
+    evaluate(attributed, "a", policy_search(Watching(), ["b", "a"], "a", hints=hints), 4, track=track)
+    for i in range(len(table.damage)):
+        env = Episodes(table, 1, 4, ["b", "a"])
+        env.start(0, 0, i, i % len(table.control))
+        for site in (11, 10, 9, 8):
+            observation, untried = seen.pop(0)
+            np.testing.assert_allclose(observation, env.observation, atol=1e-6)
+            np.testing.assert_array_equal(untried, env.untried)
+            env.step(np.array([site]))
+
+
 @pytest.mark.parametrize(
     ("search", "message"),
     [
@@ -115,10 +230,15 @@ def test_scores_of_a_held_out_task_are_not_to_be_had(cache):
     np.testing.assert_allclose(problem.training_scores("b"), episode_scores(cache, "b", TRAIN))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not m.agent and m.track != ATTRIBUTION], ids=lambda m: m.name)
-def test_every_method_looks_at_every_head(cache, method):
-    problem = Problem(cache, "a", ("b", "c"), method.track)
-    found = evaluate(cache, "a", method.prepare(problem), 12, track=method.track)
+@pytest.fixture(scope="module")
+def attributed(cache, tmp_path_factory):
+    return with_attribution(cache, tmp_path_factory.mktemp("a") / "t.h5")
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.agent], ids=lambda m: m.name)
+def test_every_method_looks_at_every_head(attributed, method):
+    problem = Problem(attributed, "a", ("b", "c"), method.track)
+    found = evaluate(attributed, "a", method.prepare(problem), 12, track=method.track, prompts=method.prompts)
     for row in found.picked:
         assert set(row.tolist()) == set(range(12))
         assert len(row) == 12 or not found.whole

@@ -78,6 +78,7 @@ def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, ch
     path = build(model, replace(SMALL, dtype="float16"), tmp_path / "half.h5")
     half, mini = Cache.open(path), load_model("mini", device="cpu")
     assert half.attributes["dtype"] == "float16"
+    assert half.attribution("ioi") is None, "gradients in less than float32 vanish"
     assert 1e-5 < half.attributes["self_check_error"] < 0.01
     assert half.sha256 != small_cache.sha256
     policy, note = load_checkpoint(checkpoint)
