@@ -229,7 +229,7 @@ def main(rounds: int, seeds: int, path: Path, live_seconds: float, only_seed: in
         click.echo(json.dumps(lasting(path, only_seed)))
         return
     result: dict = {"torch": torch.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    result["envs"] = [bench_envs(n, rounds) for n in (64, 1024)]  # with all of numba's threads, which torch would limit
+    result["envs"] = [bench_envs(n, rounds) for n in (64, 1024)]
     result["ppo"] = [bench_floor(name, threads, rounds) for name in ("default", "paper") for threads in (1, 2)]
     with tempfile.TemporaryDirectory() as folder:
         if not path.is_file():

@@ -181,11 +181,12 @@ def evaluate(
     if not 0 <= prompts <= cache.batch_size:
         raise UsageError(f"a look is at 1 to {cache.batch_size} prompts, the batch size, not {prompts}")
     scores = episode_scores(cache, task, split, control_weight)[:episodes]
-    known = _known(cache, task, split, control_weight, prompts) if track == ATTRIBUTION else ()
+    known = _known(cache, task, split, control_weight, prompts) if track == ATTRIBUTION else (None, None)
     played = []
     for i in range(len(scores)):
         rng = np.random.default_rng([seed, i])
-        episode = Episode(cache.n_layers, cache.n_heads, picks, rng, *(partial(ask, i) for ask in known))
+        attribution, features = (ask and partial(ask, i) for ask in known)
+        episode = Episode(cache.n_layers, cache.n_heads, picks, rng, attribution, features)
         referee = _Referee(cache, task, split, i, scores[i], control_weight, prompts)
         played.append(referee.play(method, episode, shuffled))
     most = max(len(events) for events, _ in played)

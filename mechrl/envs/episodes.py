@@ -36,9 +36,6 @@ class Episodes:
         self._signal_of_task = np.array([self.signals.index(t) if t in self.signals else -1 for t in table.tasks])
         self._weight = np.float32(table.control_weight)
         self._hints = np.zeros((len(table.damage), 0), np.float32) if table.hints is None else table.hints
-        parallel = n >= kernel.PARALLEL
-        self._step = kernel.step_parallel if parallel else kernel.step
-        self._start_drawn = kernel.start_drawn_parallel if parallel else kernel.start_drawn
         self.state = kernel.new_state(n, len(self.signals), table.n_sites, self._hints.shape[1])
         self._at = 0  # which of the arrays of observations is the current one
         self.rewards = np.zeros(n, np.float32)
@@ -65,7 +62,7 @@ class Episodes:
     def draw(self, rows: np.ndarray) -> None:
         """Starts episodes of these rows, int64, on batches drawn at random."""
         table = self.table
-        self._start_drawn(
+        kernel.start_drawn(
             self.state, rows, self._at, table.first, table.count, len(table.control), self._signal_of_task,
             self.drop_signal, self._hints,
         )  # fmt: skip
@@ -89,7 +86,7 @@ class Episodes:
         """
         table = self.table
         at = (self._at + 1) % kernel.RING
-        if not self._step(
+        if not kernel.step(
             self.state, at, actions, table.damage, table.control, self._weight, self._hints, self.picks,
             self.rewards, self.dones,
         ):  # fmt: skip

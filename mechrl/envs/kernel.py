@@ -3,11 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 SCORE_SCALE = 5.0  # scores are divided by this in the observation
 REPEAT_REWARD = -1.0  # of picking a head again: it uses up a pick and shows nothing new
-PARALLEL = 512  # from so many episodes on, several threads are worth their while
 RING = 2  # observations are written in turn into so many arrays; the last RING picks bring an old one up to date
 
 
@@ -93,7 +92,8 @@ def start(state: State, i: int, at: int, task: int, row: int, control: int, sign
     blank(state, i, at, hints)
 
 
-def _start_drawn(
+@njit(cache=True)
+def start_drawn(
     state: State,
     rows: np.ndarray,
     at: int,
@@ -109,8 +109,7 @@ def _start_drawn(
     :param signals: int64 [task], each task's place in the one-hot, -1 for none.
     :param drop: the share of episodes that get no task signal.
     """
-    for k in prange(len(rows)):
-        i = rows[k]
+    for i in rows:
         task = below(state, i, len(first))
         row = first[task] + below(state, i, count[task])
         control = below(state, i, n_control)
@@ -118,11 +117,8 @@ def _start_drawn(
         start(state, i, at, task, row, control, -1 if dropped else signals[task], hints)  # type: ignore[arg-type]
 
 
-start_drawn = njit(cache=True)(_start_drawn)
-start_drawn_parallel = njit(cache=True, parallel=True)(_start_drawn)
-
-
-def _step(
+@njit(cache=True)
+def step(
     state: State,
     at: int,
     actions: np.ndarray,
@@ -144,7 +140,7 @@ def _step(
     for site in actions:
         if site < 0 or site >= n_sites:
             return False
-    for i in prange(len(actions)):
+    for i in range(len(actions)):
         site = actions[i]
         move = state.moves[i]
         if state.untried[i, site]:
@@ -167,7 +163,3 @@ def _step(
                 state.observations[at, i, n_signals + pick] = 1.0
                 state.observations[at, i, n_signals + n_sites + pick] = state.shown[i, k]
     return True
-
-
-step = njit(cache=True)(_step)
-step_parallel = njit(cache=True, parallel=True)(_step)

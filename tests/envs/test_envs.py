@@ -12,7 +12,6 @@ from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
 from mechrl.cache.build import build
 from mechrl.cache.reader import Cache
-from mechrl.envs import kernel
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.live import LiveEpisodes, LiveScores
 from mechrl.envs.single import HeadDiscoveryEnv
@@ -188,13 +187,9 @@ class SlowVecEnv:
         return self.observations(), np.array(rewards), np.array(dones), infos
 
 
-@pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("hinted", [False, True])
 @pytest.mark.parametrize("picks", [1, 2, 3, 6])
-def test_vec_env_equals_the_slow_reference_and_what_it_hands_out_stays_for_a_step(
-    table, picks, hinted, parallel, monkeypatch
-):
-    monkeypatch.setattr(kernel, "PARALLEL", 1 if parallel else 10**9)
+def test_vec_env_equals_the_slow_reference_and_what_it_hands_out_stays_for_a_step(table, picks, hinted):
     if hinted:
         table = replace(table, hints=np.random.default_rng(5).normal(size=table.damage.shape).astype(np.float32))
     env = HeadVecEnv(Episodes(table, 4, picks, drop_signal=0.25), seed=7)
