@@ -18,6 +18,14 @@ from mechrl.models import Model, load_model
 SMALL = BuildSettings(batches=4, batch_size=8, control_batches=4)
 
 
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Gives torch its number of threads back: sums of another number of threads differ in the last bit."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def mini() -> Model:
     """The embedded model."""
@@ -37,10 +45,8 @@ def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
 
     def call(command, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
-        threads = torch.get_num_threads()
         with pytest.raises(SystemExit) as end:
             app.run(command)
-        torch.set_num_threads(threads)  # sums of another number of threads differ in the last bit
         captured = capsys.readouterr()
         return int(end.value.code or 0), captured.out, captured.err
 

@@ -256,7 +256,7 @@ def test_a_method_is_ten_lines(cache, monkeypatch):
 
 
 def test_portfolio_covers_one_task_after_the_other(tmp_path):
-    """Two tasks hang on heads 5 and 7, a little on 6; the static order takes 6 before 7, the cover does not."""
+    """Its first pick serves two tasks a little, its second what the first left; then what a third task is short of."""
     from mechrl.agents.orders import portfolio, static_order
 
     def task(**scores):
@@ -269,6 +269,10 @@ def test_portfolio_covers_one_task_after_the_other(tmp_path):
     assert portfolio(problem)(None)[:3].tolist() == [6, 5, 7]
     assert static_order(problem)(None)[:3].tolist() == [5, 6, 7]
     assert sorted(portfolio(problem)(None).tolist()) == list(range(12))
+    twice = {"a": task(h5=10, h6=9), "b": task(h5=10, h6=9), "c": task(h7=4), "d": task()}
+    problem = Problem(table_cache(tmp_path / "twice.h5", twice, control, LAYERS, HEADS), "d", ("a", "b", "c"))
+    assert portfolio(problem)(None)[:3].tolist() == [5, 7, 6], "what two tasks have found counts no more"
+    assert static_order(problem)(None)[:3].tolist() == [5, 6, 7]
 
 
 def test_halving_spends_more_prompts_on_fewer_heads(cache):
@@ -317,6 +321,7 @@ def test_sign_flips_and_holm_by_hand():
     assert statistics.sign_flips([1, 2, 3]) == pytest.approx(1)
     assert statistics.sign_flips([-3, 1]) == pytest.approx(2 / 4)
     assert statistics.holm({"x": 0.03, "y": 0.02, "z": 0.5}) == pytest.approx({"y": 0.06, "x": 0.06, "z": 0.5})
+    assert statistics.holm({"x": 0.021, "y": 0.02}) == pytest.approx({"y": 0.04, "x": 0.04}), "never below a smaller p"
 
 
 def test_hierarchical_means_weigh_families_alike_and_the_interval_comes_from_all_levels():
