@@ -154,6 +154,7 @@ def evaluate(model: torch.nn.Module, vocabulary: Vocabulary, n: int = UNSEEN) ->
 @click.option(
     "--evaluate", "folder", type=click.Path(exists=True, path_type=Path), help="Only measure the model there."
 )
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Go on from the model there, on other text.")
 @click.option("--layers", default=6, show_default=True)
 @click.option("--heads", default=8, show_default=True)
 @click.option("--width", default=128, show_default=True)
@@ -161,7 +162,7 @@ def evaluate(model: torch.nn.Module, vocabulary: Vocabulary, n: int = UNSEEN) ->
 @click.option("--batch", default=64, show_default=True, help="Sequences in a step.")
 @click.option("--lr", default=1e-3, show_default=True, help="Peak learning rate; cosine decay after a short warm-up.")
 @click.option("--seed", default=0, show_default=True)
-def main(out, folder, layers, heads, width, steps, batch, lr, seed):
+def main(out, folder, start, layers, heads, width, steps, batch, lr, seed):
     """Train `mini`, or measure it with --evaluate."""
     if (out is None) == (folder is None):
         raise click.UsageError("give one of --out and --evaluate")
@@ -178,8 +179,12 @@ def main(out, folder, layers, heads, width, steps, batch, lr, seed):
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         activation_function="gelu_pytorch_tanh",  # gelu_new as one fused operation: a third of a step's time
     )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    text = Text(vocabulary, seed)
+    model = (
+        GPT2LMHeadModel(config)
+        if start is None
+        else GPT2LMHeadModel.from_pretrained(start, config=config, dtype=torch.float32)
+    )
+    text = Text(vocabulary, seed if start is None else seed + 1_000_000)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -190,11 +195,11 @@ def main(out, folder, layers, heads, width, steps, batch, lr, seed):
         optimizer,
         lambda step: min((step + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * min(step / steps, 1))) / 2),
     )
-    start = time.monotonic()
+    began = time.monotonic()
     for step in range(steps + 1):
         if step % 250 == 0:
             measured = {key: round(value, 3) for key, value in evaluate(model, vocabulary, n=128).items()}
-            click.echo(f"step {step} {time.monotonic() - start:.0f} s {json.dumps(measured)}")
+            click.echo(f"step {step} {time.monotonic() - began:.0f} s {json.dumps(measured)}")
         ids, labels = text.batch(batch)
         loss = model(ids, labels=labels).loss
         optimizer.zero_grad(set_to_none=True)

@@ -72,8 +72,8 @@ def _collect(sweep: Sweep, attribute: Callable, n_rows: int, positions: int, row
     weight = 1 if sweep.model.device.type == "cpu" else sweep.model.n_layers
     one_step, integrated = zip(*sweep.fitting_memory(attribute, n_rows, positions, weight), strict=True)
     return {
-        "attribution": finite(torch.cat(one_step), row_name, sweep.model.n_heads),
-        "attribution_integrated": finite(torch.cat(integrated), row_name, sweep.model.n_heads),
+        "attribution": finite(torch.cat(one_step), row_name, sweep.named()),
+        "attribution_integrated": finite(torch.cat(integrated), row_name, sweep.named()),
     }
 
 
@@ -191,7 +191,7 @@ def head_features(sweep: Sweep, prompts: Prompts) -> dict[str, np.ndarray]:
     parts = sweep.fitting_memory(
         lambda rows: _features(sweep, prompts[rows], patterns), len(prompts), int(prompts.length.max())
     )
-    return {name: finite(torch.cat([part[name] for part in parts]), "prompt", sweep.model.n_heads) for name in parts[0]}
+    return {name: finite(torch.cat([part[name] for part in parts]), "prompt", sweep.named()) for name in parts[0]}
 
 
 def _features(sweep: Sweep, prompts: Prompts, patterns: bool) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
-"""The slow reference: the whole model once per head, with one hook. What the sweep must equal, and what verify asks."""
+"""The slow reference: the whole model once per head or set of heads, with hooks. What the sweep must equal."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,20 +17,20 @@ from mechrl.tasks import Prompts
 def logits(
     model: Model,
     tokens: torch.Tensor,
-    site: int | None = None,
+    sites: int | Sequence[int] | None = None,
     replacement: Replacement = NOTHING,
     length: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """Logits [row, position, vocabulary], clean or with `hook_z` of one head replaced.
+    """Logits [row, position, vocabulary], clean or with `hook_z` of one head, or of several, replaced.
 
     :param length: of each row, int [row]; None where all are as long as `tokens`.
     """
-    if site is None:
-        return model.bridge(tokens, return_type="logits")
-    layer, head = divmod(site, model.n_heads)
-    new = _head_output(model, tokens, layer, head, replacement, length)
-    hook = (f"blocks.{layer}.attn.hook_z", partial(_replace_head, head=head, new=new))
-    return model.bridge.run_with_hooks(tokens, fwd_hooks=[hook], return_type="logits")
+    hooks = []
+    for site in [] if sites is None else [sites] if isinstance(sites, int) else sites:
+        layer, head = divmod(site, model.n_heads)
+        new = _head_output(model, tokens, layer, head, replacement, length)
+        hooks.append((f"blocks.{layer}.attn.hook_z", partial(_replace_head, head=head, new=new)))
+    return model.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
 
 
 def _replace_head(z: torch.Tensor, hook: Any, head: int, new: torch.Tensor) -> torch.Tensor:
@@ -62,18 +63,18 @@ def _head_output(
 
 
 def logit_diff(
-    model: Model, prompts: Prompts, site: int | None = None, replacement: Replacement = NOTHING
+    model: Model, prompts: Prompts, sites: int | Sequence[int] | None = None, replacement: Replacement = NOTHING
 ) -> np.ndarray:
     """The logit difference of each prompt of a batch in nats, float32 [prompt]."""
     columns = (prompts.tokens[:, : prompts.length.max()], prompts.length - 1, prompts.answers, prompts.wrongs)
     tokens, last, answers, wrongs = (torch.from_numpy(column).long().to(model.device) for column in columns)
-    read = logits(model, tokens, site, replacement, prompts.length)[torch.arange(len(last), device=last.device), last]
+    read = logits(model, tokens, sites, replacement, prompts.length)[torch.arange(len(last), device=last.device), last]
     return measure(read, read.log_softmax(-1), answers, wrongs)["logit_diff"].float().cpu().numpy()
 
 
 def control_loss(
-    model: Model, spans: np.ndarray, site: int | None = None, replacement: Replacement = NOTHING
+    model: Model, spans: np.ndarray, sites: int | Sequence[int] | None = None, replacement: Replacement = NOTHING
 ) -> np.ndarray:
     """The mean next-token loss of each span of a batch in nats, float32 [span]."""
     tokens = torch.from_numpy(spans).long().to(model.device)
-    return next_token_loss(logits(model, tokens, site, replacement), tokens).float().cpu().numpy()
+    return next_token_loss(logits(model, tokens, sites, replacement), tokens).float().cpu().numpy()

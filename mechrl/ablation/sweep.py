@@ -61,39 +61,73 @@ class Sweep:
         self.plain = self._adds_plainly()
 
     def task(
-        self, prompts: Prompts, replacement: Replacement = NOTHING
+        self, prompts: Prompts, replacement: Replacement = NOTHING, sets: np.ndarray | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Clean measures float32 [prompt] and ablated ones float32 [prompt, site] of one batch of prompts.
+        """Clean measures float32 [prompt] and ablated ones float32 [prompt, set] of one batch of prompts.
 
         :param replacement: what is put in, on these prompts.
-        :raises MachineError: a number is not finite (the message names the prompt and the head), or one prompt alone
+        :param sets: which heads are ablated together, bool [set, site]; by default every head alone, so that a set is
+            a site.
+        :raises MachineError: a number is not finite (the message names the prompt and the heads), or one prompt alone
             does not fit in memory.
         """
+        return self.readings(prompts, [prompts], replacement, sets)[0]
 
-        def sweep(rows: np.ndarray) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-            return self._task(prompts[rows], replacement[rows])
+    def readings(
+        self,
+        prompts: Prompts,
+        read: Sequence[Prompts],
+        replacement: Replacement = NOTHING,
+        sets: np.ndarray | None = None,
+    ) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """What `task` gives, for several answers and wrongs on the same tokens; the model runs once.
+
+        :param read: the same prompts, each with answers and wrongs of its own.
+        """
+        sets = self.singles() if sets is None else sets
+
+        def sweep(rows: np.ndarray) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+            return self._task(prompts[rows], [of[rows] for of in read], replacement[rows], sets)
 
         groups = self.fitting_memory(sweep, len(prompts), int(prompts.length.max()))
-        clean, ablated = ({name: [part[i][name] for part in groups] for name in groups[0][i]} for i in (0, 1))
-        return (
-            {name: finite(torch.cat(parts), "prompt") for name, parts in clean.items()},
-            {name: finite(torch.cat(parts), "prompt", self.model.n_heads) for name, parts in ablated.items()},
-        )
+        found = []
+        for of_read in zip(*groups, strict=True):
+            clean, ablated = ({name: [part[i][name] for part in of_read] for name in of_read[0][i]} for i in (0, 1))
+            found.append(
+                (
+                    {name: finite(torch.cat(parts), "prompt") for name, parts in clean.items()},
+                    {name: finite(torch.cat(parts), "prompt", self.named(sets)) for name, parts in ablated.items()},
+                )
+            )
+        return found
 
-    def control(self, spans: np.ndarray, replacement: Replacement = NOTHING) -> tuple[np.ndarray, np.ndarray]:
-        """Mean next-token loss in nats of one batch of spans: clean float32 [span], ablated float32 [span, site].
+    def control(
+        self, spans: np.ndarray, replacement: Replacement = NOTHING, sets: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean next-token loss in nats of one batch of spans: clean float32 [span], ablated float32 [span, set].
 
         :param spans: tokens int32 [span, position], nothing padded.
         :param replacement: what is put in, on these spans.
-        :raises MachineError: a number is not finite (the message names the span and the head), or one span alone does
+        :param sets: as in `task`.
+        :raises MachineError: a number is not finite (the message names the span and the heads), or one span alone does
             not fit in memory.
         """
+        sets = self.singles() if sets is None else sets
 
         def sweep(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._control(spans[rows], replacement[rows])
+            return self._control(spans[rows], replacement[rows], sets)
 
         clean, ablated = zip(*self.fitting_memory(sweep, len(spans), spans.shape[1]), strict=True)
-        return finite(torch.cat(clean), "span"), finite(torch.cat(ablated), "span", self.model.n_heads)
+        return finite(torch.cat(clean), "span"), finite(torch.cat(ablated), "span", self.named(sets))
+
+    def singles(self, sites: Sequence[int] | None = None) -> np.ndarray:
+        """Sets of one head each, bool [set, site]: of every head, or of some sites."""
+        return np.eye(self.model.n_layers * self.model.n_heads, dtype=bool)[slice(None) if sites is None else sites]
+
+    def named(self, sets: np.ndarray | None = None) -> Callable[[int], str]:
+        """Gives the names of the heads of a set, for messages; by default a set is a site."""
+        sets = self.singles() if sets is None else sets
+        return lambda i: ", ".join(f"{s // self.model.n_heads}.{s % self.model.n_heads}" for s in sets[i].nonzero()[0])
 
     @torch.inference_mode()
     def clean(self, prompts: Prompts) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -124,7 +158,7 @@ class Sweep:
             return self._direct(prompts[rows], replacement[rows])
 
         groups = self.fitting_memory(direct, len(prompts), int(prompts.length.max()))
-        return finite(torch.cat(groups), "prompt", self.model.n_heads)
+        return finite(torch.cat(groups), "prompt", self.named())
 
     @torch.inference_mode()
     def _direct(self, prompts: Prompts, replacement: Replacement) -> torch.Tensor:
@@ -190,43 +224,46 @@ class Sweep:
 
     @torch.inference_mode()
     def _task(
-        self, prompts: Prompts, replacement: Replacement
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        tokens, last, answers, wrongs = self.tensors(prompts)
+        self, prompts: Prompts, read: Sequence[Prompts], replacement: Replacement, sets: np.ndarray
+    ) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+        tokens, last, _, _ = self.tensors(prompts)
         entries, final = self.clean_run(tokens, last)
         entries = self.with_other(entries, replacement, last, tokens.shape[1])
         logits = self.unembed(final)
         clean_logprobs = logits.log_softmax(-1)
-        clean = measure(logits, clean_logprobs, answers, wrongs)
-        columns: dict[str, list[torch.Tensor]] = {name: [] for name in clean}
-        for layer, heads in self._passes(tokens):
-            ablated = self.logits(entries[layer], layer, heads, last)
-            for name, values in measure(ablated, clean_logprobs, answers, wrongs).items():
-                columns[name].append(values)
-        return clean, {name: torch.cat(values).T for name, values in columns.items()}
+        asked = [self.tensors(of)[2:] for of in read]
+        clean = [measure(logits, clean_logprobs, *answers) for answers in asked]
+        ablated = [{name: torch.empty(len(tokens), len(sets), device=tokens.device) for name in of} for of in clean]
+        for which in self._passes(tokens, sets):
+            changed = self.logits(entries, sets[which], last)
+            for columns, answers in zip(ablated, asked, strict=True):
+                for name, values in measure(changed, clean_logprobs, *answers).items():
+                    columns[name][:, which] = values.T
+        return list(zip(clean, ablated, strict=True))
 
     @torch.inference_mode()
-    def _control(self, spans: np.ndarray, replacement: Replacement) -> tuple[torch.Tensor, torch.Tensor]:
+    def _control(
+        self, spans: np.ndarray, replacement: Replacement, sets: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.from_numpy(spans).long().to(self.model.device)
         entries, final = self.clean_run(tokens, None)
         last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
         entries = self.with_other(entries, replacement, last, tokens.shape[1])
-        columns = [
-            self._loss(self._ablated(entries[layer], layer, heads, None), tokens)
-            for layer, heads in self._passes(tokens)
-        ]
-        return self._loss(final, tokens)[0], torch.cat(columns).T
+        ablated = torch.empty(len(tokens), len(sets), device=tokens.device)
+        for which in self._passes(tokens, sets):
+            ablated[:, which] = self._loss(self._ablated(entries, sets[which], None), tokens).T
+        return self._loss(final, tokens)[0], ablated
 
     @torch.inference_mode()
-    def logits(self, entry: Entry, layer: int, heads: Sequence[int], last: torch.Tensor) -> torch.Tensor:
-        """Logits at one position of each row, with each of some heads of one layer ablated, float32.
+    def logits(self, entries: Sequence[Entry], sets: np.ndarray, last: torch.Tensor) -> torch.Tensor:
+        """Logits at one position of each row, with the heads of each set ablated together, float32.
 
-        :param entry: the clean run at that layer.
+        :param entries: the clean run at each layer.
+        :param sets: bool [set, site], whose first heads are all of one layer.
         :param last: the position to read of each row, int64 [row].
-        :returns: [head, row, vocabulary].
+        :returns: [set, row, vocabulary].
         """
-        final = self._ablated(entry, layer, heads, last)
-        return self.unembed(final).view(len(heads), len(last), -1)
+        return self.unembed(self._ablated(entries, sets, last)).view(len(sets), len(last), -1)
 
     def self_check(
         self,
@@ -250,8 +287,8 @@ class Sweep:
             # A model that looks ahead would see the padding: rows of full length must not change when they get some.
             longer = torch.nn.functional.pad(tokens, (0, int(tokens.shape[1] < self.model.n_ctx)))
             found = [self.unembed(final), self.unembed(self.clean_run(longer, last)[1])]
-        for layer, heads in check_sites(self.model):
-            found += self.logits(entries[layer], layer, heads, last)
+        for sites in check_sites(self.model):
+            found += self.logits(entries, self.singles(sites), last)
         error = (torch.stack(found) - torch.cat([expected[:1], expected])).abs().max().item()
         largest = max(1.0, expected.abs().max().item())
         if not error <= SELF_CHECK_LIMITS[arithmetic] * largest:
@@ -301,24 +338,39 @@ class Sweep:
         final = self.run(hooks, last, tokens)
         return [Entry(*pair) for pair in zip(seen[::2], seen[1::2], strict=True)], final
 
-    def _ablated(self, entry: Entry, layer: int, heads: Sequence[int], last: torch.Tensor | None) -> torch.Tensor:
-        """The residual stream that leaves the last block, with each of some heads of one layer ablated.
+    def _ablated(self, entries: Sequence[Entry], sets: np.ndarray, last: torch.Tensor | None) -> torch.Tensor:
+        """The residual stream that leaves the last block, with the heads of each set ablated together.
 
-        :returns: [head × row, position, width]; with `last` given, [head × row, 1, width].
+        :param sets: bool [set, site], whose first heads are all of one layer.
+        :returns: [set × row, position, width]; with `last` given, [set × row, 1, width].
         """
-        n = len(entry.residual)
-        z = entry.z.repeat(len(heads), 1, 1, 1)
-        for i, head in enumerate(heads):
-            z[i * n : (i + 1) * n, :, head] = 0 if entry.other is None else entry.other[:, :, head]
+        first = self._first_layers(sets[:1])[0]
+        of_layer = torch.from_numpy(sets).to(self.model.device).view(len(sets), self.model.n_layers, -1).unbind(1)
+
+        def put_in(z: torch.Tensor, layer: int) -> torch.Tensor:
+            """z [set or 1, row, position, head, head width] without the heads of each set, [set × row, …]."""
+            other, gone = entries[layer].other, of_layer[layer][:, None, None, :, None]
+            return (z.masked_fill(gone, 0) if other is None else torch.where(gone, other, z)).flatten(0, 1)
+
+        hooks = [
+            (f"blocks.{layer}.attn.hook_z", lambda z, hook, layer=layer: put_in(z.unflatten(0, (len(sets), -1)), layer))
+            for layer in range(first + 1, self.model.n_layers)
+            if of_layer[layer].any()
+        ]
+        z = put_in(entries[first].z.expand(len(sets), *entries[first].z.shape), first)
         blocks = self.model.bridge.blocks
-        attention = blocks[layer].attn  # it has run already, and only its output projection is still to come
-        with skipped(blocks[:layer]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
+        attention = blocks[first].attn  # it has run already, and only its output projection is still to come
+        with skipped(blocks[:first]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
             return self.run(
-                [],
-                None if last is None else last.repeat(len(heads)),
-                entry.residual.repeat(len(heads), 1, 1),
-                start_at_layer=layer,
+                hooks,
+                None if last is None else last.repeat(len(sets)),
+                entries[first].residual.repeat(len(sets), 1, 1),
+                start_at_layer=first,
             )
+
+    def _first_layers(self, sets: np.ndarray) -> np.ndarray:
+        """The layer of each set's first head, int [set]; 0 for an empty one."""
+        return sets.argmax(1) // self.model.n_heads
 
     def run(self, hooks: list[tuple[str, Any]], last: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The residual stream that leaves the last block, read at `last`, if given."""
@@ -389,14 +441,14 @@ class Sweep:
             )
         return loss.view(heads, len(tokens), -1).mean(-1)
 
-    def _passes(self, tokens: torch.Tensor) -> Iterator[tuple[int, range]]:
-        """(layer, heads) of each pass through the model, in the order of the sites."""
-        n_heads = self.model.n_heads
-        n_passes = min(n_heads, -(-n_heads * tokens.numel() // self.pass_tokens))
-        step = -(-n_heads // n_passes)
-        for layer in range(self.model.n_layers):
-            for first in range(0, n_heads, step):
-                yield layer, range(first, min(first + step, n_heads))
+    def _passes(self, tokens: torch.Tensor, sets: np.ndarray) -> Iterator[np.ndarray]:
+        """The sets that go through the model at once, int [set] each: all begin at one layer."""
+        layers = self._first_layers(sets)
+        for layer in np.unique(layers):
+            group = np.flatnonzero(layers == layer)
+            n_passes = min(len(group), -(-len(group) * tokens.numel() // self.pass_tokens))
+            step = -(-len(group) // n_passes)
+            yield from np.split(group, range(step, len(group), step))
 
 
 def fitting_tokens(model: Model) -> int:
@@ -413,10 +465,11 @@ def fitting_tokens(model: Model) -> int:
     return min(GPU_TOKENS, 2 ** int(np.log2(max(1, free // 2 // token_bytes))))
 
 
-def check_sites(model: Model) -> list[tuple[int, list[int]]]:
-    """(layer, heads) that a self-check looks at."""
+def check_sites(model: Model) -> list[list[int]]:
+    """The sites that a self-check looks at, those of one layer together."""
     heads = sorted({0, model.n_heads // 2, model.n_heads - 1})
-    return [(layer, heads) for layer in sorted({0, model.n_layers // 2, model.n_layers - 1})]
+    layers = sorted({0, model.n_layers // 2, model.n_layers - 1})
+    return [[layer * model.n_heads + head for head in heads] for layer in layers]
 
 
 @torch.inference_mode()
@@ -426,7 +479,7 @@ def check_logits(model: Model, prompts: Prompts, replacement: Replacement = NOTH
     Ask before the model is cast to another dtype, and the check compares that dtype with float32.
     """
     tokens = torch.from_numpy(prompts.tokens[:, : prompts.length.max()]).long().to(model.device)
-    sites = [layer * model.n_heads + head for layer, heads in check_sites(model) for head in heads]
+    sites = [site for of_layer in check_sites(model) for site in of_layer]
     rows = np.arange(len(prompts))
     return torch.stack(
         [
@@ -513,12 +566,15 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def finite(values: torch.Tensor, row_name: str, n_heads: int = 0) -> np.ndarray:
-    """As float32 on the CPU; a number that is not finite is an error that names its place."""
+def finite(values: torch.Tensor, row_name: str, heads: Callable[[int], str] | None = None) -> np.ndarray:
+    """As float32 on the CPU; a number that is not finite is an error that names its place.
+
+    :param heads: the names of the heads that were ablated in a column; None for numbers of the intact model.
+    """
     array = np.ascontiguousarray(values.to("cpu", torch.float32).numpy())
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
-        row, *site = bad[0].tolist()
-        head = f" with head {site[0] // n_heads}.{site[0] % n_heads} ablated" if site else ""
-        raise MachineError(f"{array[tuple(bad[0])]} on {row_name} {row} of the batch{head}")
+        row, *column = bad[0].tolist()
+        gone = f" with head {heads(*column)} ablated" if heads else ""
+        raise MachineError(f"{array[tuple(bad[0])]} on {row_name} {row} of the batch{gone}")
     return array

@@ -1,5 +1,7 @@
 """The fast sweep against the slow reference, against plain Hugging Face modules, and against planted heads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from helpers import ARCHITECTURES, WINDOW, planted_model, randomize, save
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from mechrl.ablation import reference
+from mechrl.ablation import Ablation, reference
 from mechrl.ablation import sweep as sweep_module
 from mechrl.ablation.flops import Shape
+from mechrl.ablation.replacement import Replacements
 from mechrl.ablation.sweep import Sweep, check_logits, skipped
 from mechrl.errors import MachineError
 from mechrl.models import load_model
@@ -77,6 +80,12 @@ def clean(model, prompts):
     return sweep, tokens, last, sweep.clean_run(tokens, last)[0]
 
 
+def of_layer(sweep: Sweep, layer: int) -> np.ndarray:
+    """Every head of a layer by itself."""
+    n_heads = sweep.model.n_heads
+    return sweep.singles(range(layer * n_heads, (layer + 1) * n_heads))
+
+
 def bound(logits: torch.Tensor) -> float:
     return 1e-5 * max(1.0, logits.abs().max().item())
 
@@ -87,7 +96,7 @@ def test_sweep_equals_one_hook_per_head_and_plain_modules(architecture, prompts)
     sweep, tokens, last, residuals = clean(model, prompts)
     effect = 0.0
     for layer in range(model.n_layers):
-        fast = sweep.logits(residuals[layer], layer, range(model.n_heads), last)
+        fast = sweep.logits(residuals, of_layer(sweep, layer), last)
         for head in range(model.n_heads):
             slow = reference.logits(model, tokens, layer * model.n_heads + head)[torch.arange(len(last)), last]
             plain = plain_logits(name, hf, prompts, layer, head)
@@ -108,6 +117,44 @@ def test_heads_in_several_passes_give_the_same(architecture, prompts):
     whole, parts = Sweep(model).task(prompts), Sweep(model, pass_tokens=1).task(prompts)
     for measure in whole[1]:
         np.testing.assert_allclose(whole[1][measure], parts[1][measure], atol=1e-5)
+
+
+SETS = [[], [0, 5], [11], [4, 5, 6, 7], [1, 4, 9, 11], [9, 10], list(range(12))]  # of 3 layers × 4 heads
+
+
+@pytest.mark.parametrize("kind", [Ablation.ZERO, Ablation.RESAMPLE, Ablation.MEAN_TASK], ids=lambda kind: kind.value)
+def test_heads_ablated_together_equal_one_hook_for_each(architecture, kind):
+    model = architecture[2]
+    sets = np.zeros((len(SETS), 12), bool)
+    for row, sites in zip(sets, SETS, strict=True):
+        row[sites] = True
+    drawn = generate(TASKS["ioi"], model.vocabulary, 24, TRAIN)
+    spans = np.random.default_rng(0).integers(1, 700, (8, 20)).astype(np.int32)
+    sweep = Sweep(model, pass_tokens=200)
+    replacements = Replacements(kind, sweep, spans, np.zeros(8, np.uint8), 0)
+    other, of_control = replacements.of_task("ioi", drawn)[:4], replacements.of_control()
+    prompts = drawn[:4]
+    found = sweep.task(prompts, other, sets)[1]["logit_diff"]
+    loss = sweep.control(spans, of_control, sets)[1]
+    alone = sweep.task(prompts, other)[1]["logit_diff"]
+    np.testing.assert_allclose(found[:, 2], alone[:, 11], atol=1e-5)
+    for i, sites in enumerate(SETS):
+        np.testing.assert_allclose(found[:, i], reference.logit_diff(model, prompts, sites, other), atol=1e-4)
+        np.testing.assert_allclose(loss[:, i], reference.control_loss(model, spans, sites, of_control), atol=1e-5)
+    summed = alone[:, [0, 5]].sum(1) - 2 * sweep.task(prompts, other)[0]["logit_diff"]
+    together = found[:, 1] - sweep.task(prompts, other)[0]["logit_diff"]
+    assert np.abs(summed - together).max() > 1e-3, "two heads do what each does alone, so nothing was joint"
+
+
+def test_two_readings_of_one_run_are_what_two_runs_give(architecture, prompts):
+    sweep = Sweep(architecture[2])
+    turned = replace(prompts, answers=prompts.wrongs, wrongs=prompts.answers)
+    found = sweep.readings(prompts, [prompts, turned])
+    for of, (clean, ablated) in zip((prompts, turned), found, strict=True):
+        expected_clean, expected = sweep.task(of)
+        for name in expected:
+            np.testing.assert_array_equal(clean[name], expected_clean[name])
+            np.testing.assert_array_equal(ablated[name], expected[name])
 
 
 def test_control_loss_equals_one_hook_per_head(architecture):
@@ -136,7 +183,7 @@ def test_no_block_below_the_ablated_layer_runs(architecture, prompts):
             )
             for i, block in enumerate(model.bridge.blocks)
         ]
-        sweep.logits(residuals[layer], layer, range(model.n_heads), last)
+        sweep.logits(residuals, of_layer(sweep, layer), last)
         for handle in handles:
             handle.remove()
         assert calls == [0] * layer + [1] * (model.n_layers - layer)
@@ -150,7 +197,7 @@ def test_the_last_block_and_the_unembedding_see_one_position_for_a_task(architec
         module.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
         for module in (model.bridge.blocks[-1].mlp.hook_out, model.bridge.unembed.original_component)
     ]
-    sweep.logits(residuals[0], 0, [0, 1], last)
+    sweep.logits(residuals, sweep.singles([0, 1]), last)
     for handle in handles:
         handle.remove()
     rows = 2 * len(prompts)
