@@ -154,7 +154,7 @@ def evaluate(model: torch.nn.Module, vocabulary: Vocabulary, n: int = UNSEEN) ->
 @click.option(
     "--evaluate", "folder", type=click.Path(exists=True, path_type=Path), help="Only measure the model there."
 )
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Go on from the model there, on other text.")
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Go on from a model, on other text.")
 @click.option("--layers", default=6, show_default=True)
 @click.option("--heads", default=8, show_default=True)
 @click.option("--width", default=128, show_default=True)

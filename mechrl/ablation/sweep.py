@@ -120,7 +120,7 @@ class Sweep:
         clean, ablated = zip(*self.fitting_memory(sweep, len(spans), spans.shape[1]), strict=True)
         return finite(torch.cat(clean), "span"), finite(torch.cat(ablated), "span", self.named(sets))
 
-    def singles(self, sites: Sequence[int] | None = None) -> np.ndarray:
+    def singles(self, sites: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Sets of one head each, bool [set, site]: of every head, or of some sites."""
         return np.eye(self.model.n_layers * self.model.n_heads, dtype=bool)[slice(None) if sites is None else sites]
 

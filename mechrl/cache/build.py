@@ -18,6 +18,7 @@ from mechrl.ablation.sweep import Sweep
 from mechrl.cache.files import write_content
 from mechrl.cache.format import FROM_FILE, Content
 from mechrl.cache.merge import Part, Piece, join_parts, merge
+from mechrl.cache.pairs import PAIRS
 from mechrl.cache.worker import Recipe, Shard, Swept, Worker
 from mechrl.cache.workspace import workspace
 from mechrl.errors import MechrlError, UsageError, unknown_name
@@ -40,6 +41,7 @@ class BuildSettings:
     :param control_batches: batches of control spans, split likewise.
     :param dtype: what the swept model computes in, after folding in float32; `tf32` lets a GPU round float32 factors.
     :param files: tasks from files, with as many batches as they fill.
+    :param sets: `pairs` to ablate all pairs of heads, too.
     :param control_source: `prose`, `wikitext-2` or `text:` and the hash of a user's text; see `tasks.control`.
     :raises UsageError: a name that does not exist or a number out of range.
     """
@@ -54,6 +56,7 @@ class BuildSettings:
     dtype: str = "float32"
     tf32: bool = False
     files: tuple[TaskFile, ...] = ()
+    sets: str = ""
 
     def __post_init__(self) -> None:
         for name in self.tasks:
@@ -62,6 +65,8 @@ class BuildSettings:
             raise unknown_name("dtype", self.dtype, list(DTYPES))
         if self.tf32 and self.dtype != "float32":
             raise UsageError(f"--tf32 is a way to multiply float32; it does not go with --dtype {self.dtype}")
+        if self.sets not in ("", PAIRS):
+            raise unknown_name("kind of sets", self.sets, [PAIRS])
         kinds = [kind.value for kind in Ablation]
         if self.ablation not in kinds:
             raise unknown_name("ablation", self.ablation, kinds)
@@ -222,6 +227,7 @@ def build(
             settings.tf32,
             (material.prompts[first][:4], other.get(first, NOTHING)[:4]),
             min((part.root["effective_batch"] for part in finished.values() if part is not None), default=None),
+            settings.sets == PAIRS,
         )
         shards = [material.shard(piece, settings.batch_size, other[piece.name]) for piece in missing]
         if cluster is None:
@@ -365,6 +371,7 @@ def _root_attributes(model: Model, settings: BuildSettings) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "control_source": settings.control_source,
         "library_versions": json.dumps({name: version(name) for name in LIBRARIES}),
+        **({"sets": settings.sets} if settings.sets else {}),
         "task_order": json.dumps(list(settings.names)),
         "task_files": json.dumps({file.name: file.sha256 for file in settings.files}),
     }

@@ -184,6 +184,7 @@ def _check_tasks(content: Content) -> None:
         raise FileError(f"task_order is {content.root['task_order'][:80]!r}, the file holds {found}")
     if content.imported:
         return _check_imported(content, found)
+    _check_sets(content)
     for name in found:
         _check_attributes(content.attributes.get(f"/tasks/{name}", {}), TASK_ATTRIBUTES, f"/tasks/{name}")
         for column in REQUIRED_IN_TASK:
@@ -203,6 +204,18 @@ def _check_tasks(content: Content) -> None:
     if arrays["/control/tokens"].shape[1] < 2 or arrays["/control/tokens"].min(initial=0) < 0:
         raise FileError("/control/tokens: spans too short, or tokens out of range")
     _check_split(arrays["/control/split"], content.root["batch_size"], "/control")
+
+
+def _check_sets(content: Content) -> None:
+    """Sets of sites that there are, and a column for each wherever they were ablated."""
+    n_sites = content.root["n_layers"] * content.root["n_heads"]
+    for path, array in content.arrays.items():
+        if path.startswith("/sets/") and (array.min(initial=0) < 0 or array.max(initial=0) >= n_sites):
+            raise FileError(f"{path} names heads that there are not")
+        if name := re.fullmatch(r"/(?:tasks/[^/]+|control)/sets/([^/]+)(?:/.+)?", path):
+            sites = content.arrays.get(f"/sets/{name[1]}/sites")
+            if sites is None or array.shape[1] != len(sites):
+                raise FileError(f"{path} does not have a column for each set of /sets/{name[1]}")
 
 
 def _check_imported(content: Content, tasks: Sequence[str]) -> None:

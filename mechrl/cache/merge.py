@@ -12,6 +12,7 @@ import numpy as np
 
 from mechrl.cache.files import read_content, read_rows
 from mechrl.cache.format import Column, Content, blocks
+from mechrl.cache.pairs import PAIRS, pair_sites
 from mechrl.errors import FileError
 
 # What parts of one build may differ in, because they may come from different machines.
@@ -140,6 +141,8 @@ def merge(parts: Sequence[Part]) -> Content:
         "/sites/layer": (np.arange(n_sites) // n_heads).astype(np.int16),
         "/sites/index": (np.arange(n_sites) % n_heads).astype(np.int16),
     }
+    if root.get("sets") == PAIRS:
+        arrays["/sets/pairs/sites"] = pair_sites(n_sites)
     attributes = {**whole.attributes, "/": root}
     for name in json.loads(root["task_order"]):
         clean = np.concatenate(list(blocks(arrays[f"/tasks/{name}/clean/logit_diff"])))

@@ -196,6 +196,17 @@ class Cache:
         """Clean minus ablated measure, [prompt, site]."""
         return self.clean(task, measure)[:, None] - self.content.arrays[f"/tasks/{task}/ablated/{measure}"]
 
+    def pairs(self, task: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """All pairs of sites, int32 [set, 2], and the damage of both together, [prompt, set]; None if not there.
+
+        :raises UsageError: the cache has no such task.
+        """
+        self.check_task(task)
+        ablated = self.content.arrays.get(f"/tasks/{task}/sets/pairs/logit_diff")
+        if ablated is None:
+            return None
+        return self.content.arrays["/sets/pairs/sites"], self.clean(task)[:, None] - ablated
+
     def direct(self, task: str) -> np.ndarray | None:
         """Direct effect of each head on the logit difference, [prompt, site], see `Sweep.direct`; None if not there."""
         self.check_task(task)

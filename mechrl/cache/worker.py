@@ -13,6 +13,7 @@ from mechrl.ablation.attribution import attribute_control, attribute_task, head_
 from mechrl.ablation.replacement import Replacement
 from mechrl.ablation.sweep import Sweep, check_logits
 from mechrl.cache.merge import Piece
+from mechrl.cache.pairs import as_sets, pair_sites
 from mechrl.errors import FileError, MachineError, UsageError
 from mechrl.models import Model, cast
 from mechrl.tasks import Prompts
@@ -25,6 +26,7 @@ class Recipe:
     :param check: a few prompts and what is put in on them; each worker compares its sweep with the slow reference there
         before it begins.
     :param pass_tokens: see `Sweep`; None lets each worker find its own.
+    :param pairs: whether to ablate all pairs of heads, too.
     """
 
     mechrl_version: str
@@ -35,6 +37,7 @@ class Recipe:
     tf32: bool
     check: tuple[Prompts, Replacement]
     pass_tokens: int | None = None
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Worker:
             expected = check_logits(model, prompts, replacement)
             cast(model, recipe.dtype)
             torch.backends.cuda.matmul.allow_tf32 = recipe.tf32
+            n_sites = model.n_layers * model.n_heads
+            self.pairs = as_sets(pair_sites(n_sites), n_sites) if recipe.pairs else None
             self.exact = recipe.dtype == "float32"  # gradients in less vanish, and take minutes on a CPU
             self.sweep = Sweep(model, recipe.pass_tokens)
             arithmetic = "tf32" if recipe.tf32 else recipe.dtype
@@ -118,6 +123,8 @@ class Worker:
                 assert shard.spans is not None
                 clean_loss, ablated_loss = self.sweep.control(shard.spans[rows], replacement)
                 estimated = attribute_control(self.sweep, shard.spans[rows], replacement) if self.exact else {}
+                if self.pairs is not None:
+                    estimated["sets/pairs"] = self.sweep.control(shard.spans[rows], replacement, self.pairs)[1]
                 return {"clean": clean_loss, "ablated": ablated_loss, **estimated}
             prompts = shard.prompts[rows]
             clean, ablated = self.sweep.task(prompts, replacement)
@@ -125,6 +132,9 @@ class Worker:
             others = head_features(self.sweep, prompts)
             if self.exact:
                 others |= attribute_task(self.sweep, prompts, replacement)
+            if self.pairs is not None:
+                together = self.sweep.task(prompts, replacement, self.pairs)[1]["logit_diff"]
+                others["sets/pairs/logit_diff"] = together
         except MachineError as error:
             first = shard.piece.first_row + rows.start
             raise MachineError(

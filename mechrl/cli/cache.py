@@ -51,6 +51,7 @@ def cache() -> None:
     callback=app.names,
     help="Of zero, zero_raw, mean_task, mean_control, resample, counterfactual; several make one file each.",
 )
+@click.option("--sets", type=click.Choice(["pairs"]), help="Ablate all pairs of heads together, too.")
 @click.option("--shard", callback=_shard, help="i/n: build only the i-th of n parts, for `mechrl-cache merge`.")
 @app.device
 @click.option(
@@ -68,8 +69,8 @@ def cache() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Where to.  [default: cache/<model>.h5]")
 @app.as_json
 def build(
-    model, revision, tasks, files, batches, batch_size, control_batches, control_text, kinds, shard, device, dtype,
-    tf32, workers, scheduler, seed, threads, out, as_json,
+    model, revision, tasks, files, batches, batch_size, control_batches, control_text, kinds, sets, shard, device,
+    dtype, tf32, workers, scheduler, seed, threads, out, as_json,
 ):  # fmt: skip
     """Ablate every head on every prompt and store the damage."""
     if workers and scheduler:
@@ -110,7 +111,9 @@ def build(
     find_folder(model, revision)
     source, text = read_control(control_text, generated=model == "mini")
     every = [
-        BuildSettings(tuple(tasks), batches, batch_size, control_batches, source, kind, seed, dtype, tf32, own)
+        BuildSettings(
+            tuple(tasks), batches, batch_size, control_batches, source, kind, seed, dtype, tf32, own, sets or ""
+        )
         for kind in kinds
     ]
     if not scheduler:
@@ -307,20 +310,17 @@ def top(path, tasks, by, n, as_json):
     rows = {task: top_heads(opened, task, by, n) for task in tasks or opened.tasks}
     if as_json:
         return app.print_json({task: [vars(row) for row in found] for task, found in rows.items()})
-    from mechrl.report.tables import print_table
+    from mechrl.report.tables import print_table, shown
 
     if opened.imported:
         for task, found in rows.items():
             print_table(
                 f"{task}: scores imported from {opened.attributes['imported']}",
                 ["head", "score", "rank"],
-                [[r.head, "{:.2f} ({:.2f} to {:.2f})".format(*r.score), *r.ranks] for r in found],
+                [[r.head, shown(r.score), *r.ranks] for r in found],
                 "means over all episodes, with 95 % intervals (bootstrap over episodes)",
             )
         return None
-
-    def shown(estimate) -> str | None:
-        return None if estimate is None else "{:.2f} ({:.2f} to {:.2f})".format(*estimate)
 
     for task, found in rows.items():
         print_table(
@@ -338,6 +338,34 @@ def top(path, tasks, by, n, as_json):
         "Means in nats over all prompts, with 95 % intervals (bootstrap over groups); score = damage - control damage; "
         f"ranks by score at control weights {', '.join(f'{w:g}' for w in WEIGHTS)}"
     )
+
+
+@cache.command()
+@EXISTING
+@click.option("--task", "tasks", default="", callback=app.names, help="Which tasks.  [default: all]")
+@click.option("--n", "-n", default=10, show_default=True, type=click.IntRange(1), help="How many pairs.")
+@app.as_json
+def pairs(path, tasks, n, as_json):
+    """Pairs of heads whose damage together is furthest from the sum, with 95 % intervals.
+
+    Interaction above zero: the heads stand in for one another. Below: one is of little use without the other.
+    """
+    from mechrl.cache.pairs import top_pairs
+    from mechrl.cache.reader import Cache
+
+    opened = Cache.open(path)
+    found = {task: top_pairs(opened, task, n) for task in tasks or opened.tasks}
+    if as_json:
+        return app.print_json({task: [vars(pair) for pair in of] for task, of in found.items()})
+    from mechrl.report.tables import print_table, shown
+
+    for task, of in found.items():
+        print_table(
+            task,
+            ["heads", "joint damage", "summed", "interaction"],
+            [[" ".join(p.heads), *map(shown, (p.joint, p.summed, p.interaction))] for p in of],
+            "means in nats over all prompts",
+        )
 
 
 @cache.command()

@@ -1,5 +1,7 @@
 """`mechrl-verify`: confirm a checkpoint's picks on the live model."""
 
+import json
+import sys
 from pathlib import Path
 
 import click
@@ -29,24 +31,42 @@ from mechrl.cli import app
     callback=app.not_negative,
     help="Largest difference to the cache, in nats.  [default: 0.001, more for a cache in reduced precision]",
 )
+@click.option(
+    "--sweep/--no-sweep",
+    default=None,
+    help="Measure all heads on the fresh prompts, or the picks and 20 others.  [default: all, if within a minute]",
+)
+@click.option("--joint", is_flag=True, help="Ablate the picked heads together, too.")
+@click.option("--curves", is_flag=True, help="Keep, and ablate, the first k heads of rankings, for each k.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there, too; `mechrl report` shows it.")
 @app.seed
 @app.threads(None)
 @app.as_json
 @click.pass_context
 def verify(
-    ctx, checkpoint, path, model, revision, device, top, plan_k, fresh_batches, files, tolerance, seed, threads,
-    as_json,
+    ctx, checkpoint, path, model, revision, device, top, plan_k, fresh_batches, files, tolerance, sweep, joint, curves,
+    out, seed, threads, as_json,
 ):  # fmt: skip
-    """Ablate the picked heads on the live model: on the cached prompts and on fresh ones."""
+    """Ablate the picked heads on the live model, on the cached prompts and on fresh ones.
+
+    Of each task it answers four questions. Faithful: does the cache equal the model? Replicates: does every pick do on
+    fresh prompts what was claimed (5 % of the clean measure, a score above zero, in the top)? Placebo: does it do so
+    with the answers permuted among prompts, which must be a no? Complete: do the picks reach 90 % of the best heads?
+    """
     if model == "mini":
         app.say(app.FIRST_LINE)
     app.use_threads(threads)
     from mechrl.agents.checkpoint import load_checkpoint, move
+    from mechrl.cache.files import check_writable, file_sha256, write_whole
     from mechrl.cache.reader import Cache
 
     policy, note = load_checkpoint(checkpoint)
     if not path.is_file() and not app.unfinished(path):
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build makes one, --cache names another")
+    if out is not None:
+        check_writable(out)
+        if out.resolve() in (checkpoint.resolve(), path.resolve()):
+            raise click.UsageError(f"--out {out} would overwrite what is verified")
     cache = Cache.open(path)
     note = move(policy, note, cache)
     from mechrl.errors import unknown_name
@@ -59,8 +79,9 @@ def verify(
         if name not in [*note.tasks, *note.hold_out]:
             raise unknown_name("task", name, [*note.tasks, *note.hold_out])
     from mechrl.models import load_model
+    from mechrl.verify.record import as_dict
     from mechrl.verify.replay import check_fits
-    from mechrl.verify.replay import verify as replay
+    from mechrl.verify.verification import verify as replay
 
     check_fits(cache, note)
     built_from = cache.attributes["model"], cache.attributes.get("model_revision", "")
@@ -71,55 +92,56 @@ def verify(
         app.say("this is not the very cache that the checkpoint was trained on")
     loaded = load_model(model, device=device, revision=revision)
     check_fits(cache, note, loaded.sha256)
-    with app.progress("replaying") as progress:
-        replayed: list[str] = []
-        total = len(note.tasks) + len(note.hold_out) + 1
-
-        def on_task(task: str) -> None:
-            progress(len(replayed), total)
-            replayed.append(task)
-
+    with app.progress("verifying") as progress:
         result = replay(
             loaded, cache, policy, note, plan_k=plan_k or note.plan_k, top=top, fresh_batches=fresh_batches,
-            tolerance=tolerance, seed=seed, fresh_files=fresh_files, on_task=on_task,
+            tolerance=tolerance, seed=seed, fresh_files=fresh_files, sweep_all=sweep, joint=joint, curves=curves,
+            on_step=progress,
         )  # fmt: skip
-    _print(result, as_json)
+    found = as_dict(result, " ".join(["mechrl-verify", *sys.argv[1:]]), file_sha256(checkpoint))
+    if out is not None:
+        write_whole(out, lambda temporary: temporary.write_text(json.dumps(found, indent=1, allow_nan=False)))
+    if as_json:
+        app.print_json(found)
+    else:
+        _print(result)
     ctx.exit(0 if result.confirmed else 3)
 
 
-def _print(result, as_json: bool) -> None:
-    if as_json:
-        return app.print_json(
-            {
-                "confirmed": result.confirmed,
-                "cache_equals_model": result.replayed,
-                "tolerance": result.tolerance,
-                "control_difference": result.control_difference,
-                "tasks": {
-                    r.task: {
-                        "trained": r.trained,
-                        "runs": float(r.evaluation.runs[:, -1].mean()),
-                        "spot_difference": r.spot_difference,
-                        "fresh_from": r.fresh_from,
-                        "search": r.evaluation.summary(),
-                        "heads": [vars(h) for h in r.heads],
-                    }
-                    for r in result.tasks
-                },
-            }
-        )
-    from mechrl.report.tables import print_table, verification_rows
-    from mechrl.verify.replay import EVALUATION_PROMPTS
+def _print(result) -> None:
+    from mechrl.report.tables import print_table, shown, verification_rows
+    from mechrl.verify.fresh import EVALUATION_PROMPTS
+    from mechrl.verify.replication import rank_limit
 
+    head = result.cache.head
     for r in result.tasks:
-        columns, rows = verification_rows(r)
+        columns, rows = verification_rows(r, head)
         print_table(
-            f"{r.task} ({'trained' if r.trained else 'held out, no task signal: does not decide'})",
-            columns,
-            rows,
-            f"scores in nats; {r.evaluation.runs[:, -1].mean():.1f} runs of search an episode; every head "
-            f"on a few prompts: difference {r.spot_difference:.1e}",
+            f"{r.task} ({'trained' if r.trained else 'held out, no task signal: does not decide'})", columns, rows
         )
+        top = f"{len(r.heads)} picks" if len(r.heads) != 1 else "1 pick"
+        click.echo(f"  faithful    {_yes(r.faithful)}: cache and model differ by {r.difference:.1e} nats at most")
+        click.echo(
+            f"  replicates  {_yes(r.replicates)}: {len(r.fresh)} fresh prompts, clean logit difference {r.clean:.2f}; "
+            f"{r.known[0]} of their {r.known[1]} answers occur in training prompts; "
+            + (f"the top is {rank_limit(result.cache.n_sites)} heads" if r.swept else "against random heads")
+        )
+        if r.placebo is None:
+            click.echo("  placebo     not asked: no answers to permute")
+        else:
+            passed = ", ".join(map(head, r.placebo_passed))
+            click.echo(
+                f"  placebo     {_yes(bool(passed))}: with answers permuted, logit difference {r.placebo_clean:.2f}, "
+                + (f"{passed} pass the same test" if passed else "no pick passes the same test")
+            )
+        if r.complete is None:
+            click.echo("  complete    not asked: --sweep measures every head")
+        else:
+            click.echo(
+                f"  complete    {_yes(r.complete.answer)}: {top} reach {shown(r.complete.coverage)} of the best "
+                f"{len(r.heads)} ({', '.join(map(head, r.complete.best))}), the best of them {shown(r.complete.ratio)} "
+                "of the best"
+            )
         if r.fresh_from == EVALUATION_PROMPTS:
             app.say(
                 f"{r.task} was built from a file and has no fresh prompts: its evaluation prompts, on which the heads "
@@ -127,18 +149,48 @@ def _print(result, as_json: bool) -> None:
             )
         elif r.fresh_from != "generator":
             app.say(f"{r.task}: the fresh prompts are those of {r.fresh_from}")
+        if r.joint:
+            print_table(
+                "\nablated together, fresh prompts",
+                ["heads", "joint damage", "summed", "interaction"],
+                [[" ".join(map(head, j.sites)), *map(shown, (j.joint, j.summed, j.interaction))] for j in r.joint],
+                "above zero: the heads stand in for one another; below: one is of little use without the other",
+            )
+        if r.curves and r.curves.refused:
+            click.echo(f"  no curves: {r.curves.refused}")
+        elif r.curves:
+            print_table(
+                "\nnecessity and sufficiency of rankings, fresh prompts",
+                ["ranking", "head-CPR", "head-CMD", "necessity"],
+                [[name, c.cpr, c.cmd, c.necessity] for name, c in r.curves.rankings.items()],
+                f"areas over the share of heads, MLPs kept; logit difference {r.curves.full:.2f} with all heads, "
+                f"{r.curves.empty:.2f} without any; sufficiency: CPR high, CMD low; necessity: low",
+            )
     click.echo(
-        f"cache and model {'agree' if result.replayed else 'DISAGREE'} within {result.tolerance:g} nats "
+        f"cache and model {'agree' if result.faithful else 'DISAGREE'} within {result.tolerance:g} nats "
         f"(control: {result.control_difference:.1e})"
     )
     if result.confirmed:
         click.echo("CONFIRMED: every head picked on a trained task does on the live model what the cache says")
     else:
-        click.echo(
-            "NOT CONFIRMED: "
-            + ("a head picked on a trained task was not confirmed on fresh prompts" if result.replayed else "")
-            + ("" if result.replayed else "the numbers of the cache are not those of the model")
-        )
+        no = [f"{r.task}: {', '.join(_failed(r))}" for r in result.tasks if r.trained and not r.confirmed]
+        click.echo("NOT CONFIRMED: " + "; ".join(no or ["the numbers of the cache are not those of the model"]))
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _failed(result) -> list[str]:
+    """Which answers of a task are not as they should be."""
+    complete = result.complete is None or result.complete.answer
+    answers = {
+        "not faithful": result.faithful,
+        "not replicated": result.replicates,
+        "the placebo passes": not result.placebo_passed,
+        "not complete": complete,
+    }
+    return [name for name, good in answers.items() if not good]
 
 
 def main() -> None:

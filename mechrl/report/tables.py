@@ -1,18 +1,17 @@
 """Tables in the terminal."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mechrl.cache.intervals import LEAST_GROUPS
-
 if TYPE_CHECKING:  # they need torch, which a table of a cache does not
     from mechrl.agents.protocol import Evaluation
-    from mechrl.verify.replay import TaskResult
+    from mechrl.cache.top import Estimate
+    from mechrl.verify.verification import TaskResult
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
@@ -38,25 +37,39 @@ def search_rows(evaluations: "Sequence[tuple[str, Evaluation]]") -> tuple[list[s
     return ["method", *headers], [[name, *(s[c] for c in columns)] for name, s in summaries]
 
 
-def verification_rows(result: "TaskResult") -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a task's table of replayed heads."""
-    columns = ["head", "cached", "live", "difference", "fresh (95 % interval)", "rank", "verdict"]
+def verification_rows(result: "TaskResult", head: Callable[[int], str]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a task's table of tested heads.
+
+    :param head: gives the name of a site.
+    """
+    columns = ["head", "cached\nscore", "live\nscore", "difference", "fresh score", "fresh damage", "of the\nclean"]
+    columns += [
+        "p (Holm)",
+        "rank" if result.swept else "above\nrandom",
+        "direct",
+        "damage\non other tasks",
+        "replicates",
+    ]
     rows = [
         [
-            h.head,
+            head(h.site),
             h.cached,
             h.live,
             f"{h.difference:.1e}",
-            f"{h.fresh:.3f} ({h.fresh_low:.3f} to {h.fresh_high:.3f})",
-            h.rank,
-            "confirmed"
-            if h.confirmed
-            else "reaches zero"
-            if h.fresh_low <= 0
-            else "too few groups"
-            if result.fresh_groups < LEAST_GROUPS
-            else "DIFFERS",
+            shown(h.test.score),
+            shown(h.test.damage),
+            f"{h.test.share:.0%}",
+            f"{h.test.p_adjusted:.4f}",
+            "{:.0f} ({:.0f} to {:.0f})".format(*h.test.rank) if h.test.rank else f"{h.test.stands:.0%}",
+            shown(h.direct),
+            shown(h.elsewhere),
+            h.test.why or "yes",
         ]
         for h in result.heads
     ]
     return columns, rows
+
+
+def shown(estimate: "Estimate | None") -> str | None:
+    """A mean with its 95 % interval."""
+    return None if estimate is None else "{:.2f} ({:.2f} to {:.2f})".format(*estimate)

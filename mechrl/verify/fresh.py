@@ -93,6 +93,8 @@ def placebo(prompts: Prompts, seed: int = 0) -> Prompts | None:
     """
     rng = np.random.default_rng(seed)
     names, group = np.unique(prompts.group, return_inverse=True)
+    if len(names) == 1:
+        return None
     order = rng.permutation(len(names))
     following = np.empty_like(order)
     following[order] = np.roll(order, 1)  # one large cycle: no group is its own successor

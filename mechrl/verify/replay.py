@@ -126,9 +126,7 @@ def replay_control(cache: Cache, sweep: Sweep, other: Replacement, sites: Sequen
     for site in sites:
         live = live_control_loss(sweep.model, cache, spans, site, other[split])
         of_head[site], effect[site] = largest(live - cached[split, site]), float((live - clean).mean())
-    return Replay(
-        max(difference, largest(clean - cached_clean[split]), *of_head.values()), of_head, effect, seconds
-    )
+    return Replay(max(difference, largest(clean - cached_clean[split]), *of_head.values()), of_head, effect, seconds)
 
 
 def replay_task(cache: Cache, sweep: Sweep, task: str, other: Replacement, sites: Sequence[int], rng: Any) -> Replay:

@@ -1,19 +1,16 @@
 """The verdict on a checkpoint's picks: faithful, replicated, no placebo effect, complete; each with its numbers."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-import mechrl
 from mechrl.ablation.replacement import Replacement
 from mechrl.ablation.sweep import Sweep
 from mechrl.agents.checkpoint import CheckpointNote
 from mechrl.agents.policy_search import policy_search
 from mechrl.agents.ppo import PlanningPolicy
-from mechrl.agents.problem import Problem
+from mechrl.agents.problem import Problem, episode_attribution, episode_scores
 from mechrl.agents.protocol import Evaluation, evaluate
 from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
@@ -30,11 +27,9 @@ from mechrl.verify.replication import (
     completeness,
     estimate,
     judge,
-    rank_limit,
 )
 from mechrl.verify.sets import Curves, Joint, joint_damage, measure_curves
 
-FORMAT, VERSION = "mechrl-verification", 1
 SWEEP_SECONDS = 60  # every head is measured on the fresh prompts where that takes no longer
 
 
@@ -226,8 +221,8 @@ def verify(
                 live=replay.effect[site] - note.control_weight * control.effect[site],
                 difference=max(replay.of_head[site], control.of_head[site]),
                 test=test,
-                direct=direct and direct[j],
-                elsewhere=elsewhere and elsewhere[j],
+                direct=direct[j] if direct else None,
+                elsewhere=elsewhere[j] if elsewhere else None,
             )
             for j, (site, test) in enumerate(zip(picks, tests, strict=True))
         ]
@@ -290,10 +285,10 @@ class _Fresh:
 
     def direct(self, sites: Sequence[int]) -> list[Estimate] | None:
         """The direct effect of each site."""
-        parts = [self.sweep.direct(self.prompts[rows], self.other[rows]) for rows in self._batches()]
-        if any(part is None for part in parts):
+        if not self.sweep.plain:
             return None
-        effects = np.concatenate(parts)
+        parts = [self.sweep.direct(self.prompts[rows], self.other[rows]) for rows in self._batches()]
+        effects: np.ndarray = np.concatenate([part for part in parts if part is not None])
         return [estimate(effects[:, site], self.prompts.group) for site in sites]
 
 
@@ -312,7 +307,11 @@ def _elsewhere(cache: Cache, task: str, sites: Sequence[int]) -> list[Estimate] 
         return None
     damages = [cache.damage(other)[:, list(sites)] for other in others]
     drawn = np.mean(
-        [bootstrap_means(d, cache.prompts(o).group, seed=i) for i, (d, o) in enumerate(zip(damages, others))], axis=0
+        [
+            bootstrap_means(d, cache.prompts(o).group, seed=i)
+            for i, (d, o) in enumerate(zip(damages, others, strict=True))
+        ],
+        axis=0,
     )
     low, high = interval(drawn)
     means = np.mean([damage.mean(0) for damage in damages], axis=0)
@@ -333,101 +332,6 @@ def _rankings(cache: Cache, note: CheckpointNote, evaluation: Evaluation, task: 
     if problem.train:
         rankings["static order"] = by(problem.static_mean)
     if cache.attribution(task) is not None:
-        rankings["attribution"] = by(problem.training_attribution(task).mean(0))
-    rankings["the task's own order"] = by(problem.training_scores(task).mean(0))
+        rankings["attribution"] = by(episode_attribution(cache, task, TRAIN, True, note.control_weight).mean(0))
+    rankings["the task's own order"] = by(episode_scores(cache, task, TRAIN, note.control_weight).mean(0))
     return rankings
-
-
-def as_dict(result: Verification, command: str, checkpoint_sha256: str) -> dict[str, Any]:
-    """Everything, for JSON.
-
-    :param command: what was called.
-    :param checkpoint_sha256: of the file.
-    """
-    cache, attributes = result.cache, result.cache.attributes
-
-    def names(sites: Sequence[int]) -> list[str]:
-        return [cache.head(site) for site in sites]
-
-    def of_task(r: TaskResult) -> dict[str, Any]:
-        return {
-            "trained": r.trained,
-            "confirmed": r.confirmed,
-            "runs": float(r.evaluation.runs[:, -1].mean()),
-            "search": r.evaluation.summary(),
-            "faithful": {"answer": r.faithful, "difference": r.difference},
-            "replicates": {
-                "answer": r.replicates,
-                "fresh_from": r.fresh_from,
-                "prompts": len(r.fresh),
-                "groups": len(np.unique(r.fresh.group)),
-                "known_answers": list(r.known),
-                "clean": r.clean,
-                "swept": r.swept,
-                "rank_limit": rank_limit(cache.n_sites),
-            },
-            "placebo": None
-            if r.placebo is None
-            else {"answer": not r.placebo_passed, "passed": names(r.placebo_passed), "clean": r.placebo_clean},
-            "complete": None
-            if r.complete is None
-            else {
-                "answer": r.complete.answer,
-                "coverage": r.complete.coverage,
-                "ratio": r.complete.ratio,
-                "best": names(r.complete.best),
-            },
-            "heads": [
-                {
-                    "head": cache.head(h.site),
-                    **{k: getattr(h, k) for k in ("cached", "live", "difference", "direct", "elsewhere")},
-                    **vars(h.test),
-                    "answer": not h.test.why,
-                    "placebo": r.placebo and vars(r.placebo[i]),
-                }
-                for i, h in enumerate(r.heads)
-            ],
-            "joint": r.joint
-            and [
-                {
-                    "heads": names(j.sites),
-                    "joint": j.joint,
-                    "summed": j.summed,
-                    "interaction": j.interaction,
-                }
-                for j in r.joint
-            ],
-            "curves": r.curves
-            and {
-                "counts": r.curves.counts,
-                "full": r.curves.full,
-                "empty": r.curves.empty,
-                "refused": r.curves.refused or None,
-                "rankings": {
-                    name: {**{k: v for k, v in vars(ranking).items() if k != "sites"}, "heads": names(ranking.sites)}
-                    for name, ranking in r.curves.rankings.items()
-                },
-            },
-        }
-
-    return {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "command": command,
-        "mechrl_version": mechrl.__version__,
-        "library_versions": json.loads(attributes.get("library_versions", "{}")),
-        "model": attributes["model"],
-        "model_sha256": attributes["model_sha256"],
-        "cache_sha256": cache.sha256,
-        "checkpoint_sha256": checkpoint_sha256,
-        "ablation": attributes["ablation"],
-        "control_weight": result.note.control_weight,
-        "seed": result.seed,
-        "confirmed": result.confirmed,
-        "faithful": {
-            "answer": result.faithful,
-            "tolerance": result.tolerance,
-            "control_difference": result.control_difference,
-        },
-        "tasks": {r.task: of_task(r) for r in result.tasks},
-    }

@@ -14,10 +14,11 @@ from mechrl.ablation import reference
 from mechrl.cache import build as build_module
 from mechrl.cache.build import BuildSettings, build, merge_files, split_batches
 from mechrl.cache.files import manifest_path, read_content, write_content
-from mechrl.cache.format import Content
+from mechrl.cache.format import Content, check_content
 from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import top_heads
+from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import FileError, MachineError, UsageError
 from mechrl.tasks import EVALUATION, read_task_file
 
@@ -41,6 +42,42 @@ def test_a_cache_holds_what_the_slow_reference_measures(mini, small_cache):
     assert small_cache.attributes["self_check_error"] <= 1e-5
     assert small_cache.task_attributes("ioi")["does_task"]
     assert small_cache.answer_overlap("ioi") == (0, len(set(small_cache.prompts("ioi").answers[16:].ravel())))
+
+
+def test_pairs_are_swept_as_one_hook_for_each_of_two_heads(mini, tmp_path, call):
+    settings = BuildSettings(("ioi",), batches=3, batch_size=2, control_batches=3, sets="pairs")
+    cache = Cache.open(build(mini, settings, tmp_path / "pairs.h5"))
+    sites, damage = cache.pairs("ioi")
+    assert sites.shape == (48 * 47 // 2, 2)
+    prompts, loss = cache.prompts("ioi"), cache.content.arrays["/control/sets/pairs"]
+    spans = cache.content.arrays["/control/tokens"]
+    for which in (0, 500, 1127):
+        slow = reference.logit_diff(mini, prompts, sites[which].tolist())
+        np.testing.assert_allclose(damage[:, which], cache.clean("ioi") - slow, atol=1e-4)
+        slow = reference.control_loss(mini, spans, sites[which].tolist())
+        np.testing.assert_allclose(loss[:, which], slow, atol=1e-5)
+    summed = cache.damage("ioi").mean(0)[sites].sum(1)
+    furthest = np.argsort(-np.abs(damage.mean(0) - summed))[:3]
+    code, out, _ = call(cache_command, "pairs", cache.path, "-n", 3, "--json")
+    assert code == 0
+    shown = json.loads(out)["ioi"]
+    assert [pair["heads"] for pair in shown] == [[cache.head(s) for s in sites[which]] for which in furthest]
+    for pair, which in zip(shown, furthest, strict=True):
+        assert pair["joint"][0] == pytest.approx(damage[:, which].mean(), abs=1e-5)
+        assert pair["interaction"][0] == pytest.approx(damage[:, which].mean() - summed[which], abs=1e-5)
+    content = read_content(cache.path)
+    for path, change, message in (
+        ("/sets/pairs/sites", lambda sites: sites + 1, "heads that there are not"),
+        ("/tasks/ioi/sets/pairs/logit_diff", lambda ablated: ablated[:, 1:], "a column for each set"),
+    ):
+        with pytest.raises(FileError, match=message):
+            check_content(Content({**content.arrays, path: change(content.arrays[path])}, content.attributes))
+
+
+def test_a_cache_without_pairs_says_how_to_get_them(small_cache, call):
+    code, _, err = call(cache_command, "pairs", small_cache.path)
+    assert code == 2
+    assert "--sets pairs makes a cache with them" in err
 
 
 def test_two_builds_are_the_same_cache(mini, small_cache, tmp_path):

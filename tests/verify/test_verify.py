@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from mechrl.ablation import Ablation
+from mechrl.ablation import Ablation, reference
+from mechrl.ablation.sweep import Sweep
 from mechrl.agents.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
 from mechrl.agents.ppo import PRESETS, train
 from mechrl.agents.protocol import Evaluation
@@ -21,7 +22,11 @@ from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.models import load_model
 from mechrl.tasks import EVALUATION, TASKS, as_text, generate, read_task_file
-from mechrl.verify.replay import check_fits, default_tolerance, fresh_prompts, top_heads, verify
+from mechrl.verify import verification
+from mechrl.verify.fresh import fresh_prompts, placebo
+from mechrl.verify.replay import check_fits, default_tolerance
+from mechrl.verify.replication import Measured, judge
+from mechrl.verify.verification import top_heads, verify
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +64,69 @@ def altered(cache: Cache, path, change) -> Cache:
 
 def test_an_honest_cache_is_confirmed(result, small_cache):
     assert result.confirmed
-    assert result.replayed
+    assert result.faithful
     for task in result.tasks:
-        assert task.spot_difference < 1e-4
+        assert task.difference < 1e-4
+        assert task.swept
+        assert task.known[0] == 0, "slot fillers of the evaluation half"
+        assert task.placebo_clean < 0.2 * task.clean
         for head in task.heads:
             assert head.difference < 1e-4
+            assert head.cached == pytest.approx(small_cache.scores(task.task, EVALUATION)[head.site], abs=1e-6)
             assert head.live == pytest.approx(head.cached, abs=1e-4)
-            assert head.fresh_low <= head.fresh <= head.fresh_high
-            scores = small_cache.scores(task.task, EVALUATION)
-            assert head.rank == 1 + int((scores > scores[small_cache.site(head.head)]).sum())
-    assert [task.heads[0].rank for task in result.tasks[:2]] == [1, 1]
+            mean, low, high = head.test.score
+            assert low < mean < high
+    assert [task.confirmed for task in result.tasks[:2]] == [True, True]
+    assert [task.complete.best == [task.heads[0].site] for task in result.tasks[:2]] == [True, True]
     assert [task.trained for task in result.tasks] == [True, True, False]
+
+
+def test_fresh_damage_is_what_one_hook_per_head_gives(mini, small_cache, checkpoint):
+    """Without the sweep of all heads, on picks and random heads of their layers; and the placebo's answers too."""
+    policy, note = load_checkpoint(checkpoint)
+    found = verify(
+        mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=2, sweep_all=False, joint=True
+    )
+    for task in found.tasks:
+        assert not task.swept
+        assert task.complete is None
+        assert all(head.test.rank is None for head in task.heads)
+        clean = reference.logit_diff(mini, task.fresh)
+        assert task.clean == pytest.approx(clean.mean(), abs=1e-4)
+        control = small_cache.control_damage[small_cache.in_split(None, EVALUATION)].mean(0)
+        for head in task.heads:
+            damage = clean - reference.logit_diff(mini, task.fresh, head.site)
+            assert head.test.damage[0] == pytest.approx(damage.mean(), abs=1e-4)
+            assert head.test.score[0] == pytest.approx(damage.mean() - control[head.site], abs=1e-4)
+            others = [
+                small_cache.damage(other)[:, head.site].mean() for other in small_cache.tasks if other != task.task
+            ]
+            assert head.elsewhere[0] == pytest.approx(np.mean(others), abs=1e-5)
+        both = task.joint[1]
+        together = clean - reference.logit_diff(mini, task.fresh, both.sites)
+        assert both.sites == [head.site for head in task.heads]
+        assert both.joint[0] == pytest.approx(together.mean(), abs=1e-4)
+        permuted = placebo(task.fresh, 0)
+        damage = reference.logit_diff(mini, permuted) - reference.logit_diff(mini, permuted, task.heads[0].site)
+        assert task.placebo[0].damage[0] == pytest.approx(damage.mean(), abs=1e-4)
+
+
+def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache):
+    """Three of them on each of the three tasks, 20 times, among all heads and among 20 random ones of their layers."""
+    no = {True: 0, False: 0}
+    control = small_cache.control_damage[small_cache.in_split(None, EVALUATION)]
+    for task in small_cache.tasks:
+        fresh = fresh_prompts(mini, small_cache, task, 32)
+        clean, ablated = (part["logit_diff"] for part in Sweep(mini).task(fresh))
+        lower = np.argsort(small_cache.scores(task))[: small_cache.n_sites // 2]
+        for draw in range(20):
+            picks = np.random.default_rng(draw).choice(lower, 3, replace=False).tolist()
+            for swept in no:
+                sites = np.arange(small_cache.n_sites) if swept else verification._with_rivals(small_cache, picks, draw)
+                damage = (clean[:, None] - ablated)[:, sites]
+                measured = Measured(sites, damage, fresh.group, control[:, sites], float(clean.mean()))
+                no[swept] += any(test.why for test in judge(measured, picks, swept))
+    assert no == {True: 60, False: 60}
 
 
 @pytest.mark.slow  # a quarter of an hour on a processor that emulates float16
@@ -85,7 +142,7 @@ def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, ch
     result = verify(mini, half, policy, note, top=1, fresh_batches=8)
     assert result.confirmed
     assert 0.01 < result.tolerance < 1
-    assert not verify(mini, half, policy, note, top=1, fresh_batches=2, tolerance=1e-3).replayed
+    assert not verify(mini, half, policy, note, top=1, fresh_batches=2, tolerance=1e-3).faithful
     content = read_content(path)  # a file cannot buy itself a pass with a large error
     claims = {**content.attributes, "/": {**content.root, "self_check_error": 1e3}}
     write_content(tmp_path / "claims.h5", Content(content.arrays, claims))
@@ -105,9 +162,9 @@ def test_a_cache_of_every_ablation_is_replayed(mini, checkpoint, tmp_path, kind)
     with pytest.raises(FileError, match=f"its ablation is zero, the cache's {kind}"):
         check_fits(cache, note)
     found = verify(mini, cache, policy, replace(note, ablation=kind, hold_out=[]), top=1, fresh_batches=2)
-    assert found.replayed
+    assert found.faithful
     best = found.tasks[1].heads[0]
-    assert abs(best.fresh - best.cached) < 0.5 * best.cached, "fresh prompts with other replacements"
+    assert abs(best.test.score[0] - best.cached) < 0.5 * best.cached, "fresh prompts with other replacements"
     if kind.startswith("zero"):
         return
     content = read_content(cache.path)
@@ -135,9 +192,11 @@ def test_few_groups_confirm_nothing(mini, small_cache, checkpoint, tmp_path):
         file = read_task_file(tmp_path / "ioi.jsonl")
         found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_files={"ioi": file})
         assert found.tasks[1].fresh_from == str(tmp_path / "ioi.jsonl")
-        assert found.tasks[1].fresh_groups == n
-        assert found.tasks[1].heads[0].fresh_low > 0
-        assert found.tasks[1].heads[0].confirmed == confirmed
+        assert len(np.unique(found.tasks[1].fresh.group)) == n
+        head = found.tasks[1].heads[0]
+        assert head.test.score[1] > 0
+        assert head.test.why == ("" if confirmed else "fewer than 8 groups")
+        assert found.confirmed == confirmed
 
 
 def test_fresh_files_must_be_of_the_checkpoints_tasks(small_cache, checkpoint, tmp_path, call):
@@ -159,12 +218,14 @@ def test_fresh_files_must_be_of_the_checkpoints_tasks(small_cache, checkpoint, t
 def test_heads_without_an_effect_are_not_confirmed(mini, small_cache, checkpoint, monkeypatch):
     """The worst heads in place of the picked ones."""
     worst = np.argsort(small_cache.scores("ioi"))[:2]
-    monkeypatch.setattr("mechrl.verify.replay.top_heads", lambda evaluation, top: worst)
+    monkeypatch.setattr("mechrl.verify.verification.top_heads", lambda evaluation, top: worst)
     policy, note = load_checkpoint(checkpoint)
     failed = verify(mini, small_cache, policy, replace(note, tasks=note.tasks), top=2, fresh_batches=2)
-    assert failed.replayed
+    assert failed.faithful
     assert not failed.confirmed
-    assert not any(head.confirmed for head in failed.tasks[1].heads)
+    assert all("score not above zero" in head.test.why for head in failed.tasks[1].heads)
+    assert all("not in the top 10" in head.test.why for head in failed.tasks[1].heads)
+    assert not failed.tasks[1].complete.answer
 
 
 def one_head(name, values):
@@ -217,7 +278,7 @@ def test_an_altered_and_resealed_cache_is_not_confirmed(mini, small_cache, check
     lying = altered(small_cache, tmp_path / "lying.h5", change)
     policy, note = load_checkpoint(checkpoint)
     found = verify(mini, lying, policy, note, top=2, fresh_batches=2)
-    assert not found.replayed
+    assert not found.faithful
     assert not found.confirmed
 
 
@@ -227,7 +288,7 @@ def test_numbers_shifted_clean_and_ablated_alike_are_not_confirmed(mini, small_c
     shifted = {k: v - 3 if k.startswith("/tasks/ioi/") and "logit_diff" in k else v for k, v in content.arrays.items()}
     write_content(tmp_path / "lying.h5", Content(shifted, content.attributes))
     policy, note = load_checkpoint(checkpoint)
-    assert not verify(mini, Cache.open(tmp_path / "lying.h5"), policy, note, top=1, fresh_batches=2).replayed
+    assert not verify(mini, Cache.open(tmp_path / "lying.h5"), policy, note, top=1, fresh_batches=2).faithful
 
 
 @pytest.mark.parametrize(

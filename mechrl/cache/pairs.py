@@ -1,0 +1,63 @@
+"""All pairs of heads, ablated together: damage that single heads hide, because one stands in for the other."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechrl.cache.intervals import bootstrap_means, interval
+from mechrl.cache.reader import Cache
+from mechrl.cache.top import Estimate
+from mechrl.errors import UsageError
+
+PAIRS = "pairs"
+
+
+def pair_sites(n_sites: int) -> np.ndarray:
+    """Every pair of sites, int32 [set, 2], the lower one first."""
+    return np.stack(np.triu_indices(n_sites, 1), axis=1).astype(np.int32)
+
+
+def as_sets(sites: np.ndarray, n_sites: int) -> np.ndarray:
+    """Sets of sites, int [set, k], as the sweep takes them: bool [set, site]."""
+    sets = np.zeros((len(sites), n_sites), bool)
+    np.put_along_axis(sets, sites, True, axis=1)
+    return sets
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two heads on a task: means over all prompts in nats, each with its 95 % interval.
+
+    :param joint: damage of both ablated together; `summed`: what each costs alone, added.
+    :param interaction: `joint` − `summed`: above zero, the heads stand in for one another; below, one is of little use
+        without the other.
+    """
+
+    heads: list[str]
+    joint: Estimate
+    summed: Estimate
+    interaction: Estimate
+
+
+def top_pairs(cache: Cache, task: str, n: int = 10) -> list[Pair]:
+    """The `n` pairs whose joint damage is furthest from the sum.
+
+    :raises UsageError: the cache has no such task, or no pairs.
+    """
+    found = cache.pairs(task)
+    if found is None:
+        raise UsageError(f"{cache.path} holds no pairs; mechrl-cache build --sets pairs makes a cache with them")
+    sites, joint = found
+    damage, group = cache.damage(task), cache.prompts(task).group
+    interaction = joint.mean(0) - damage.mean(0)[sites].sum(1)
+    order = np.argsort(-np.abs(interaction), kind="stable")[:n]
+    columns = {"joint": joint[:, order], "summed": damage[:, sites[order]].sum(2)}
+    columns["interaction"] = columns["joint"] - columns["summed"]
+    ends = {
+        name: np.stack([values.mean(0), *interval(bootstrap_means(values, group))], axis=1).tolist()
+        for name, values in columns.items()
+    }
+    return [
+        Pair([cache.head(int(site)) for site in sites[which]], **{name: tuple(of[i]) for name, of in ends.items()})
+        for i, which in enumerate(order)
+    ]
