@@ -228,8 +228,8 @@ class Cache:
     def roles(self) -> dict[str, np.ndarray]:
         """What each head does on random tokens or by its weights, [site] by name; those that are there.
 
-        `previous_token`, `duplicate_token`, `induction`, `bos_attention` (shares of attention, 0 to 1), `copying` (-1 to
-        1); see `ablation.roles.measure_roles`. Old and imported caches have none.
+        `previous_token`, `duplicate_token`, `induction`, `bos_attention` (shares of attention, 0 to 1), `copying` (-1
+        to 1); see `ablation.roles.measure_roles`. Old and imported caches have none.
         """
         arrays = self.content.arrays
         return {name: arrays[path] for name in ROLES if (path := f"/sites/{name}") in arrays}
