@@ -171,14 +171,17 @@ class Sweep:
         for entry, block in zip(entries, self.model.bridge.blocks, strict=True):
             taken = at(entry.z if entry.other is None else entry.z - entry.other, last)
             written = written_alone(block, taken).flatten(0, 1)
-            # A norm is a linear map divided by the scale of its input: so this is that map, divided by the clean scale.
-            kept = (norm(written) - norm(torch.zeros_like(written))) * self._scale(written)
+            kept = self.unscaled(norm, written)  # and then divided by the clean scale
             effect = (kept.view(n_heads, len(last), -1).float() / self._scale(final)[None, :, 0] * slope).sum(-1)
             columns.append(effect.T)
         return torch.cat(columns, 1)
 
+    def unscaled(self, norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """The linear map that a norm is before it divides by the scale of its input, [..., width]."""
+        return (norm(hidden) - norm(torch.zeros_like(hidden))) * self._scale(hidden)
+
     def _scale(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the final norm divides its input by, float32 [..., 1]."""
+        """What a norm divides its input by, float32 [..., 1]."""
         cfg = self.model.bridge.cfg
         hidden = hidden.float()
         centred = hidden if cfg.normalization_type.startswith("RMS") else hidden - hidden.mean(-1, keepdim=True)

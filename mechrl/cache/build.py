@@ -14,6 +14,7 @@ import mechrl
 from mechrl.ablation import Ablation
 from mechrl.ablation.flops import Shape
 from mechrl.ablation.replacement import NOTHING, Replacement, Replacements
+from mechrl.ablation.roles import measure_roles
 from mechrl.ablation.sweep import Sweep
 from mechrl.cache.files import write_content
 from mechrl.cache.format import FROM_FILE, Content
@@ -216,6 +217,8 @@ def build(
         progress = _Progress(model, material, on_progress)
         progress.start(finished)
         missing = [piece for piece in pieces if finished[piece] is None]
+        begins = plan(settings, material)[0]  # the roles are in the file that holds this piece
+        roles = measure_roles(model) if begins in missing else {}  # in float32: a worker casts the model
         first = settings.names[0]
         other = material.replacements(model, settings, {first, *(piece.name for piece in missing)}) if missing else {}
         recipe = Recipe(
@@ -240,7 +243,8 @@ def build(
         root["shard"] = json.dumps({"rows": {name: material.rows(name) for name in ("control", *settings.names)}})
         for result in swept:
             sha256 = other[result.piece.name].sha256
-            _write_shard(_shard_path(folder, result.piece), result, material, root, sha256)
+            sites = roles if result.piece == begins else {}
+            _write_shard(_shard_path(folder, result.piece), result, material, root, sha256, sites)
         parts = [Part.read(_shard_path(folder, piece)) for piece in pieces]
         write_content(out, merge(parts) if shard[1] == 1 else join_parts(parts))
     return out
@@ -321,7 +325,14 @@ def _shard_path(folder: Path, piece: Piece) -> Path:
     return folder / f"{piece.name}-{piece.first_row:07}.h5"
 
 
-def _write_shard(path: Path, swept: Swept, material: Material, root: dict[str, Any], replacement_sha256: str) -> None:
+def _write_shard(
+    path: Path,
+    swept: Swept,
+    material: Material,
+    root: dict[str, Any],
+    replacement_sha256: str,
+    sites: Mapping[str, np.ndarray],
+) -> None:
     piece = swept.piece
     shard = material.shard(piece, piece.rows, NOTHING)
     if shard.prompts is None:
@@ -347,8 +358,9 @@ def _write_shard(path: Path, swept: Swept, material: Material, root: dict[str, A
         of_place = {**of_place, "replacement_sha256": replacement_sha256}
     if of_place:
         attributes[place] = of_place
-    content = Content({f"{place}/{name}": array for name, array in arrays.items()}, attributes)
-    write_content(path, content, manifest=False)
+    columns = {f"{place}/{name}": array for name, array in arrays.items()}
+    columns |= {f"/sites/{name}": array for name, array in sites.items()}
+    write_content(path, Content(columns, attributes), manifest=False)
 
 
 def _root_attributes(model: Model, settings: BuildSettings) -> dict[str, Any]:

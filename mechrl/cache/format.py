@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mechrl.ablation import FEATURES, MEASURES
+from mechrl.ablation import FEATURES, MEASURES, ROLES
 from mechrl.errors import FileError
 
 FORMAT, VERSION = "mechrl-cache", 1
@@ -29,6 +29,7 @@ DATASETS: dict[str, tuple[str, tuple[str, ...]]] = {
     r"/sites/kind": ("uint8", ("*site",)),
     r"/sites/layer": ("int16", ("*site",)),
     r"/sites/index": ("int16", ("*site",)),
+    rf"/sites/(?:{'|'.join(ROLES)})": ("float32", ("*site",)),
     rf"/tasks/{NAME}/(?:tokens|corrupted)": ("int32", ("prompt", "position")),
     rf"/tasks/{NAME}/(?:length|group)": ("int32", ("prompt",)),
     rf"/tasks/{NAME}/(?:answers|wrongs)": ("int32", ("prompt", "")),

@@ -109,6 +109,10 @@ def join_parts(parts: Sequence[Part]) -> Content:
                     for piece, start, part in of_name
                 ]
                 arrays[path] = Column(dtype, (sum(piece.rows for piece, *_ in of_name), *shape[1:]), rows)
+    for part in parts:  # the roles of the heads come with the first rows of control
+        for path, (dtype, shape) in part.shapes.items():
+            if path.startswith("/sites/"):
+                arrays[path] = Column(dtype, shape, [partial(read_rows, part.path, path, slice(None))])
     root["shard"] = json.dumps({"pieces": [piece for piece, *_ in found], "rows": totals})
     root["self_check_error"] = max(part.root["self_check_error"] for part in parts)
     root["effective_batch"] = min(part.root["effective_batch"] for part in parts)

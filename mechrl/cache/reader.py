@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechrl.ablation import FEATURES, Ablation
+from mechrl.ablation import FEATURES, ROLES, Ablation
 from mechrl.ablation.replacement import Replacements
 from mechrl.cache.files import read_content
 from mechrl.cache.format import Content, check_content
@@ -234,6 +234,16 @@ class Cache:
         self.check_task(task)
         arrays = self.content.arrays
         return {name: arrays[path] for name in FEATURES if (path := f"/tasks/{task}/{name}") in arrays}
+
+    @property
+    def roles(self) -> dict[str, np.ndarray]:
+        """What each head does on random tokens or by its weights, [site] by name; those that are there.
+
+        `previous_token`, `duplicate_token`, `induction`, `bos_attention` (shares of attention, 0 to 1), `copying` (-1
+        to 1); see `ablation.roles.measure_roles`. Old and imported caches have none.
+        """
+        arrays = self.content.arrays
+        return {name: arrays[path] for name in ROLES if (path := f"/sites/{name}") in arrays}
 
     @cached_property
     def control_damage(self) -> np.ndarray:

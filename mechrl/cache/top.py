@@ -11,6 +11,7 @@ from mechrl.errors import UsageError, unknown_name
 
 Estimate = tuple[float, float, float]  # mean, and the lower and upper end of its 95 % interval
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # control weights at which ranks are shown
+ROLE = 0.4  # the score from which on a head is said to have a role
 GENERAL = "general"
 DEPENDS = "depends on the weight"
 
@@ -30,6 +31,7 @@ class TopHead:
     :param marks: `general`: on more than half of three or more tasks its damage is 5 % of the clean logit difference
         and among the highest tenth (3 at least). `depends on the weight`: its rank moves by more than a tenth of all
         heads.
+    :param roles: those of its role scores (`Cache.roles`) that are at least 0.4, highest first.
     """
 
     head: str
@@ -41,6 +43,7 @@ class TopHead:
     specificity: Estimate | None
     ranks: list[int]
     marks: list[str]
+    roles: dict[str, float]
 
 
 def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_weight: float = 1.0) -> list[TopHead]:
@@ -86,6 +89,7 @@ def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_w
             **{name: at(name, site) for name in ("damage", "control", "score", "direct", "indirect", "specificity")},  # type: ignore[arg-type]
             ranks=ranks[site].tolist(),
             marks=[GENERAL] * bool(general[site]) + [DEPENDS] * bool(moved[site]),
+            roles=_roles(cache, site),
         )
         for site in _first(by, n, {"score": score, "damage": means, "abs": np.abs(score)})
     ]
@@ -104,9 +108,15 @@ def _top_of_import(cache: Cache, task: str, by: str, n: int) -> list[TopHead]:
             **dict.fromkeys(("damage", "control", "direct", "indirect", "specificity")),
             ranks=[int(ranks[site])],
             marks=[],
+            roles=_roles(cache, site),
         )
         for site in _first(by, n, {"score": mean, "abs": np.abs(mean)})
     ]
+
+
+def _roles(cache: Cache, site: int) -> dict[str, float]:
+    scores = {name: float(values[site]) for name, values in cache.roles.items() if values[site] >= ROLE}
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 
 def _first(by: str, n: int, keys: Mapping[str, np.ndarray]) -> list[int]:

@@ -301,7 +301,8 @@ def top(path, tasks, by, n, as_json):
     """The heads that matter most, over all prompts, with 95 % intervals.
 
     Direct: what the head itself writes for the answer. Damage - direct: what goes through later layers; negative, the
-    model repairs itself. Specificity: damage minus its mean on the other tasks of the cache.
+    model repairs itself. Specificity: damage minus its mean on the other tasks of the cache. Roles: what a head scores
+    0.4 or more as, see `mechrl-cache roles`.
     """
     from mechrl.cache.reader import Cache
     from mechrl.cache.top import WEIGHTS, top_heads
@@ -322,14 +323,20 @@ def top(path, tasks, by, n, as_json):
             )
         return None
 
+    has_roles = bool(opened.roles)
     for task, found in rows.items():
         print_table(
             f"{task}: accuracy {opened.accuracy(task):.3f}, clean logit difference {opened.clean(task).mean():.2f}",
-            ["head", "score", "damage", "direct", "damage - direct", "specificity", "ranks", ""],
+            [
+                "head", "score", "damage", "direct", "damage - direct", "specificity", "ranks",
+                *["roles"] * has_roles, "",
+            ],
             [
                 [
                     r.head, *map(shown, (r.score, r.damage, r.direct, r.indirect, r.specificity)),
-                    " ".join(map(str, r.ranks)), ", ".join(r.marks),
+                    " ".join(map(str, r.ranks)),
+                    *[", ".join(f"{name} {score:.2f}" for name, score in r.roles.items())] * has_roles,
+                    ", ".join(r.marks),
                 ]
                 for r in found
             ],
@@ -394,6 +401,45 @@ def attribution(path, tasks, as_json):
         rows += [[f"layer {i}", *pair] for i, pair in enumerate(zip(*(a.layers for a in of.values()), strict=True))]
         print_table(task, ["", *of], rows)
     click.echo("Spearman's rank correlation of mean attribution with mean damage; –: all heads of the layer are alike")
+
+
+@cache.command()
+@app.model
+@app.revision
+@app.device
+@click.option("--n", "-n", default=5, show_default=True, type=click.IntRange(1), help="How many heads of each role.")
+@app.as_json
+def roles(model, revision, device, n, as_json):
+    """What the heads of a model look like: the heads with the highest score of each role.
+
+    On a block of random words that comes twice, the share of attention to the token before, to the earlier occurrence
+    of the token, to the token after that occurrence (induction), and to the first position. Copying: whether what a
+    head writes speaks for the token it reads (1) or against it (-1), by the eigenvalues of its OV circuit.
+    """
+    if model == "mini":
+        app.say(app.FIRST_LINE)
+    from mechrl.ablation import ROLES
+    from mechrl.ablation.roles import measure_roles
+    from mechrl.models import load_model
+
+    loaded = load_model(model, device=device, revision=revision)
+    found = measure_roles(loaded)
+    heads = [f"{layer}.{head}" for layer in range(loaded.n_layers) for head in range(loaded.n_heads)]
+    if missing := [name for name in ROLES if name not in found]:
+        app.warn(f"{', '.join(missing)}: cannot be measured on this model")
+    if as_json:
+        scores = {name: dict(zip(heads, values.tolist(), strict=True)) for name, values in found.items()}
+        return app.print_json({"model": model, "model_sha256": loaded.sha256, "roles": scores})
+    from mechrl.report.tables import print_table
+
+    best = {name: (-values).argsort(kind="stable")[:n] for name, values in found.items()}
+    columns = [[f"{heads[site]} ({found[name][site]:.2f})" for site in sites] for name, sites in best.items()]
+    return print_table(
+        f"{model}: {loaded.n_layers} layers × {loaded.n_heads} heads",
+        list(best),
+        list(zip(*columns, strict=True)),
+        "shares of attention on repeated random tokens; copying: Σ Re λ / Σ |λ| of the OV circuit",
+    )
 
 
 def _shortened(text: str, most: int = 90) -> str:

@@ -1,0 +1,117 @@
+"""Roles: what interpreters look for first in a head, measured on the intact model.
+
+The four scores of attention come from rows of random tokens, such as the induction task has: BOS if the tokenizer has
+one, then a block of words, none of them twice, then the same block again. So what a query should attend to is one
+position, and nothing but the repetition points to it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+
+from mechrl.ablation import ROLES
+from mechrl.ablation.attribution import shows_patterns
+from mechrl.ablation.sweep import Sweep
+from mechrl.errors import MachineError
+from mechrl.models import Model
+
+BLOCK = 25  # tokens that are repeated, as in arXiv 2209.11895, or what the context holds
+LEAST = 3  # in a shorter block the token after the earlier occurrence is the one before the query, or the query
+ROWS = 32
+CIRCUIT_ERROR = 1e-3  # of the largest value: far above rounding
+
+
+@torch.inference_mode()
+def measure_roles(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
+    """The role scores of all heads, float32 [site] by name, in the order of `ROLES`.
+
+    Of a model that `shows_patterns`, with a context and a vocabulary of words for it, shares of attention on repeated
+    random tokens, means over queries and rows:
+
+    - `previous_token`: to the token before; over all queries but the first.
+    - `duplicate_token`: to the earlier occurrence of the same token; over the queries of the second block.
+    - `induction`: to the token after that occurrence (arXiv 2209.11895); over the queries of the second block.
+    - `bos_attention`: to the first position, BOS or not; over all queries but the first.
+
+    Of a model whose values are its normed residual stream times `W_V`:
+
+    - `copying`: Σ Re λ / Σ |λ|, from -1 to 1, over the eigenvalues λ of the head's full OV circuit W_E W_V W_O W_U
+      ("A Mathematical Framework for Transformer Circuits", Elhage et al. 2021); 0 if all are zero. The norms on the way
+      count with their weights and without their scales, which differ from token to token.
+
+    A score that the model does not allow is left out.
+
+    :param model: in float32.
+    :param seed: of the random tokens.
+    :raises MachineError: a score is not finite, or one row alone does not fit in memory.
+    """
+    sweep = Sweep(model)
+    found: dict[str, torch.Tensor] = {}
+    tokens = repeated_tokens(model, seed)
+    if tokens.shape[1] // 2 >= LEAST and shows_patterns(sweep):
+        parts = sweep.fitting_memory(lambda rows: _attention(sweep, tokens[rows]), ROWS, tokens.shape[1])
+        found = {name: torch.cat([part[name] for part in parts]).mean(0) for name in parts[0]}
+    if (copying := _copying(sweep)) is not None:
+        found["copying"] = copying
+    roles = {name: found[name].to("cpu", torch.float32).numpy() for name in ROLES if name in found}
+    for name, values in roles.items():
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            layer, head = divmod(int(bad[0]), model.n_heads)
+            raise MachineError(f"{model.name!r}: {name} of head {layer}.{head} is not finite")
+    return roles
+
+
+def repeated_tokens(model: Model, seed: int) -> np.ndarray:
+    """Rows of a block of random words and the same block again, after BOS if there is one, int64 [row, position]."""
+    vocabulary, rng = model.vocabulary, RandomState(seed)
+    size = min(BLOCK, len(vocabulary.word_ids), (model.n_ctx - len(vocabulary.with_bos([]))) // 2)
+    blocks = (rng.choice(vocabulary.word_ids, size, replace=False).tolist() for _ in range(ROWS))
+    return np.array([vocabulary.with_bos(block + block) for block in blocks], np.int64)
+
+
+def _attention(sweep: Sweep, tokens: np.ndarray) -> dict[str, torch.Tensor]:
+    """The scores of attention on some rows, [row, site]."""
+    size = tokens.shape[1] // 2
+    columns: dict[str, list[torch.Tensor]] = {name: [] for name in ROLES if name != "copying"}
+
+    # TransformerLens's `detect_head` takes text, which need not come out as these tokens, and divides by all queries,
+    # also by those that have no earlier occurrence, so that a perfect induction head gets less than 1/2.
+    def keep(pattern: torch.Tensor, hook: object) -> None:
+        for name, back in (("previous_token", 1), ("duplicate_token", size), ("induction", size - 1)):
+            attended = pattern.float().diagonal(-back, -2, -1)  # [row, head, query], queries from `back` on
+            columns[name].append((attended if back == 1 else attended[..., -size:]).mean(-1))
+        columns["bos_attention"].append(pattern[..., 1:, 0].float().mean(-1))
+
+    layers = range(sweep.model.n_layers)
+    hooks: list[tuple[str, Callable]] = [(f"blocks.{layer}.attn.hook_pattern", keep) for layer in layers]
+    sweep.run(hooks, None, torch.from_numpy(tokens).to(sweep.model.device))
+    return {name: torch.cat(values, 1) for name, values in columns.items()}
+
+
+def _copying(sweep: Sweep) -> torch.Tensor | None:
+    """The copying scores, float64 [site]; None if the heads' values are not what the weights say."""
+    bridge, n_heads = sweep.model.bridge, sweep.model.n_heads
+    tokens = torch.arange(1, 9, device=sweep.model.device)[:, None]  # a token alone attends to itself: z is its value
+    basis = torch.eye(bridge.cfg.d_model, device=tokens.device).unsqueeze(1)
+    vocabulary = bridge.W_U @ bridge.W_E
+    scores = []
+    for block, (residual, z, _) in zip(bridge.blocks, sweep.clean_run(tokens, None)[0], strict=True):
+        norm, W_V = getattr(block, "ln1", None), getattr(block.attn, "W_V", None)
+        if norm is None or W_V is None or W_V.ndim != 3:
+            return None
+        W_V = W_V.repeat_interleave(n_heads // len(W_V), 0)  # query heads may share values
+        expected = torch.einsum("rpd,hde->rphe", norm(residual), W_V)
+        if expected.shape != z.shape or not (expected - z).abs().max() <= CIRCUIT_ERROR * z.abs().max():
+            return None
+        z_basis = torch.eye(z[0].numel(), device=z.device).unsqueeze(1)
+        W_O = block.attn.o(z_basis) - block.attn.o(torch.zeros_like(z_basis))
+        for after in (getattr(block, "ln1_post", None), bridge.ln_final):
+            W_O = W_O if after is None else sweep.unscaled(after, W_O)
+        # The eigenvalues of A B that are not zero are those of B A, which here is as small as a head is wide.
+        circuit = W_O.view(*z.shape[2:], -1) @ vocabulary @ sweep.unscaled(norm, basis)[:, 0] @ W_V
+        eigenvalues = torch.linalg.eigvals(circuit.cpu().double())
+        total = eigenvalues.abs().sum(-1).clamp(min=torch.finfo(torch.float64).tiny)
+        scores.append(eigenvalues.real.sum(-1) / total)
+    return torch.cat(scores)
