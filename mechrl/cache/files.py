@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from mechrl.cache.format import FORMAT, VERSION, Content, blocks, check_version,
 from mechrl.errors import FileError, MachineError, UsageError
 
 CHUNK_BYTES = 2**20
+LARGEST_MANIFEST = 2**22  # bytes
+LEAST_OBJECT = 256  # bytes that a group or dataset and the link to it take of a file
 
 
 def manifest_path(path: Path) -> Path:
@@ -141,21 +143,30 @@ def _write_hdf5(path: Path, content: Content) -> None:
             raise disk.error
 
 
+def _read_manifest(manifest: Path) -> dict[str, Any]:
+    """:raises ValueError: it is not JSON, or too long."""
+    with open(manifest, "rb") as file:
+        text = file.read(LARGEST_MANIFEST + 1)
+    if len(text) > LARGEST_MANIFEST:
+        raise ValueError("too long")
+    return json.loads(text)
+
+
 def settle_manifest(path: Path) -> None:
     """Finishes the rename of a manifest whose writer was cut off just before it."""
     new = _new(path)
     if path.is_file() and new.is_file():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            if json.loads(new.read_text())["sha256"] == file_sha256(path):
+            if _read_manifest(new)["sha256"] == file_sha256(path):
                 os.replace(new, manifest_path(path))
 
 
 def read_content(path: Path) -> Content:
     """Reads a whole file into memory, refusing whatever a cache has no use for.
 
-    The bytes are compared with the manifest, where there is one, before HDF5 sees them; external links and storage,
-    virtual datasets, unknown filters, foreign dtypes and sizes beyond the file's own are refused before anything is
-    read; the hash of the content is compared last.
+    The bytes are compared with the manifest, where there is one, before HDF5 sees them; links, external storage,
+    virtual datasets, filters, foreign dtypes, sizes beyond the file's own, and attributes that are no plain text or
+    number are refused before they are read; the hash of the content is compared last.
 
     :raises UsageError: no such file.
     :raises FileError: damaged, foreign, unfinished, or of another version.
@@ -168,16 +179,18 @@ def read_content(path: Path) -> Content:
     check_manifest(path)
     try:
         with h5py.File(path, "r") as file:
-            check_version({key: _plain(file.attrs[key]) for key in ("format", "format_version") if key in file.attrs})
+            budget = Budget(path.stat().st_size)
+            names = [name for name in ("format", "format_version") if name in file.attrs]
+            check_version(_read_attributes(file, names, budget))
             arrays: dict[str, np.ndarray] = {}
-            attributes: dict[str, dict[str, Any]] = {"/": {key: _plain(v) for key, v in file.attrs.items()}}
-            _read_group(file, arrays, attributes, Budget(path.stat().st_size))
+            attributes = {"/": _read_attributes(file, file.attrs, budget)}
+            _read_group(file, arrays, attributes, budget)
         content = Content(arrays, attributes)
         if content.root.get("content_sha256") != content_sha256(content):
             raise FileError("the numbers do not match the hash that was stored with them: it was changed")
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+    except Exception as error:  # a hostile file can fail in any way; all of them mean the same
         raise FileError(f"{path}: damaged, or not a mechrl cache ({error})") from error
     return content
 
@@ -203,7 +216,7 @@ def check_manifest(path: Path, content: Content | None = None) -> bool:
     if not manifest.is_file():
         return False
     try:
-        noted = json.loads(manifest.read_text())
+        noted = _read_manifest(manifest)
         expected = noted["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(f"{manifest}: the manifest is damaged") from error
@@ -219,32 +232,42 @@ class Budget:
 
     def __init__(self, file_bytes: int):
         self.left = file_bytes
+        self.seen: set[int] = set()
 
     def spend(self, n: int) -> None:
         self.left -= n
         if self.left < 0:
             raise FileError("it claims to hold more bytes than it has")
 
+    def meet(self, item: h5py.HLObject) -> None:
+        """:raises FileError: the same object was met before, under another name."""
+        address = h5py.h5o.get_info(item.id).addr
+        if address in self.seen:
+            raise FileError(f"{item.name!r} is another name of something else in the file")
+        self.seen.add(address)
+
 
 def _read_group(
     group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dict[str, dict[str, Any]], budget: Budget
 ) -> None:
+    budget.meet(group)
     for name in group:
-        budget.spend(64)
+        budget.spend(LEAST_OBJECT)
         where = f"{group.name.rstrip('/')}/{name}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise FileError(f"{where} is a link to somewhere else")
+            raise FileError(f"{where!r} is a link to somewhere else")
         item = group[name]
         if isinstance(item, h5py.Group):
             if where.count("/") > 5:
-                raise FileError(f"{where}: too deep")
-            if item.attrs:
-                attributes[where] = {key: _plain(value) for key, value in item.attrs.items()}
+                raise FileError(f"{where!r}: too deep")
+            if found := _read_attributes(item, item.attrs, budget):
+                attributes[where] = found
             _read_group(item, arrays, attributes, budget)
         elif isinstance(item, h5py.Dataset):
+            budget.meet(item)
             arrays[where] = _read_dataset(item, where, budget)
         else:
-            raise FileError(f"{where} is neither a group nor a dataset")
+            raise FileError(f"{where!r} is neither a group nor a dataset")
 
 
 def _read_dataset(item: h5py.Dataset, where: str, budget: Budget) -> np.ndarray:
@@ -255,18 +278,30 @@ def _read_dataset(item: h5py.Dataset, where: str, budget: Budget) -> np.ndarray:
         raise FileError(f"{where} is virtual, external or filtered")
     if item.dtype != np.dtype(dtype) or item.ndim != len(dimensions):
         raise FileError(f"{where} is {item.dtype} {item.shape}, not {dtype} in {len(dimensions)} dimensions")
+    if item.chunks and any(c > max(1, n) for c, n in zip(item.chunks, item.shape, strict=True)):
+        raise FileError(f"{where} is {item.shape} in larger chunks {item.chunks}")
     budget.spend(item.nbytes)
     return item[()]
 
 
-def _plain(value: Any) -> str | int | float | bool:
-    """An attribute as a Python scalar, and a text without control characters.
+def _read_attributes(item: h5py.HLObject, names: Iterable[str], budget: Budget) -> dict[str, str | int | float | bool]:
+    """Attributes of a group as Python scalars, and texts without control characters.
 
-    :raises FileError: it is anything else.
+    :raises FileError: one is anything else.
     """
-    value = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(value, str | int | float | bool):
-        raise FileError(f"an attribute is {type(value).__name__}, not a text or a number")
-    if isinstance(value, str) and not value.isprintable():
-        raise FileError("an attribute holds control characters")
-    return value
+    found = {}
+    for name in names:
+        stored = item.attrs.get_id(name)
+        kinds = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
+        if stored.get_type().get_class() not in kinds or stored.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
+            raise FileError(f"the attribute {name!r} is not a text or a number")
+        budget.spend(stored.get_storage_size())
+        value = item.attrs[name]
+        value = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(value, str | int | float | bool) or (isinstance(value, float) and not math.isfinite(value)):
+            raise FileError(f"the attribute {name!r} is not a text or a finite number")
+        if not name.isprintable() or (isinstance(value, str) and not value.isprintable()):
+            raise FileError(f"the attribute {name!r} holds control characters")
+        budget.spend(len(value) if isinstance(value, str) else 0)
+        found[name] = value
+    return found
