@@ -249,7 +249,7 @@ def merge_files(out: Path, parts: Sequence[Path]) -> None:
     read = [Part.read(path) for path in parts]
     try:
         whole = merge(read)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FileError(f"the parts do not belong together, or are damaged ({error})") from error
     write_content(out, whole)
 

@@ -165,10 +165,8 @@ def check_content(content: Content) -> None:
     for name in ("layer", "index", "kind"):
         if f"/sites/{name}" not in content.arrays:
             raise FileError(f"/sites/{name} is missing")
-    if content.arrays["/sites/kind"].any() or not np.array_equal(
-        content.arrays["/sites/layer"].astype(np.int64) * root["n_heads"] + content.arrays["/sites/index"],
-        np.arange(n_sites),
-    ):
+    layer, index = (content.arrays[f"/sites/{name}"].astype(np.int64) for name in ("layer", "index"))
+    if content.arrays["/sites/kind"].any() or not np.array_equal(layer * root["n_heads"] + index, np.arange(n_sites)):
         raise FileError("/sites does not list the heads in order")
     _check_tasks(content)
 

@@ -58,7 +58,7 @@ class Part:
         try:
             check_attributes(part.root, REQUIRED_IN_PART, "/")
             part._check_pieces()
-        except (FileError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (FileError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FileError(f"{path}: damaged ({error})") from error
         return part
 

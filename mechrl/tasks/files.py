@@ -271,10 +271,8 @@ def _problems(record: Any) -> list[str]:
         if both := set(_texts(record["answer"])) & set(_texts(record["wrong"])):
             found.append(f"{min(both)!r} is an answer and a wrong one")
         for name in ("answer", "wrong"):
-            words = _texts(record[name])
-            found += [
-                f"{word!r} is in {name!r} twice" for word in sorted(w for w, n in Counter(words).items() if n > 1)
-            ]
+            twice = sorted(word for word, n in Counter(_texts(record[name])).items() if n > 1)
+            found += [f"{word!r} is in {name!r} twice" for word in twice]
         if record.get("corrupted") == record["prompt"]:
             found.append("the corrupted prompt is the prompt itself")
     return found
