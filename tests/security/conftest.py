@@ -1,0 +1,45 @@
+"""Small files that mean no harm: a cache, and a checkpoint of each policy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import table_cache
+
+from mechrl.agents.checkpoint import CheckpointNote, save_checkpoint
+from mechrl.agents.heads_training import train_heads
+from mechrl.agents.ppo import PRESETS, train
+from mechrl.cache.files import manifest_path
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.table import ScoreTable
+
+N_LAYERS, N_HEADS, PICKS = 2, 3, 2
+
+
+@pytest.fixture(scope="session")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `good.h5`, `good.zip` (policy `paper`) and `heads.zip` (policy `heads`). Not to be changed."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("honest")
+    rng = np.random.default_rng(0)
+    damage = {task: rng.normal(size=(8, 6)).astype(np.float32) for task in ("a", "b", "c")}
+    control = rng.normal(size=(8, 6)).astype(np.float32)
+    cache = table_cache(folder / "good.h5", damage, control, N_LAYERS, N_HEADS, batch_size=2)
+    manifest_path(cache.path).unlink()
+    a = cache.attributes
+    common = [a["model"], a["model_sha256"], a["ablation"], a["weight_processing"], cache.sha256]
+    sizes = [N_LAYERS, N_HEADS, *common]
+    preset = PRESETS["default"]
+    ppo = train(Episodes(ScoreTable.from_cache(cache, ["a", "b"]), preset.n_envs, PICKS), preset, steps=128)
+    note = CheckpointNote(
+        ["a", "b"], ["c"], PICKS, 1.0, 5.0, -1.0, 1, "default", list(preset.layers), 0, 128, *sizes
+    )
+    save_checkpoint(ppo, note, folder / "good.zip")
+    ppo = train_heads(cache, ["a", "b"], picks=PICKS, steps=128)
+    note = CheckpointNote(
+        ["a", "b"], ["c"], PICKS, 1.0, 5.0, -1.0, 1, "default", [ppo.policy.width], 0, 128, *sizes,
+        policy="heads", told=False,
+    )  # fmt: skip
+    save_checkpoint(ppo, note, folder / "heads.zip")
+    return folder
