@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from mechrl.errors import FileError, MachineError, UsageError
 
 CHUNK_BYTES = 2**20
 LARGEST_MANIFEST = 2**22  # bytes
+HEAP = b"GCOL\1\0\0\0"  # how a heap of texts begins
 LEAST_OBJECT = 256  # bytes that a group or dataset and the link to it take of a file
 
 
@@ -179,6 +181,7 @@ def read_content(path: Path) -> Content:
     settle_manifest(path)
     check_manifest(path)
     try:
+        _check_heaps(path)
         with h5py.File(path, "r") as file:
             budget = Budget(path.stat().st_size)
             names = [name for name in ("format", "format_version") if name in file.attrs]
@@ -226,6 +229,28 @@ def check_manifest(path: Path, content: Content | None = None) -> bool:
     if file_sha256(path) != expected:
         raise FileError(f"{path}: the file was changed since it was written (sha256 differs from {manifest.name})")
     return True
+
+
+def _check_heaps(path: Path) -> None:
+    """Whether the heaps that hold the texts of a file end, because HDF5 2.0 looks for the end of a broken one forever.
+
+    Layout: HDF5 File Format Specification 3.0, III.E, "Global Heap".
+
+    :raises FileError: one does not.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        heap = data.find(HEAP)
+        while heap >= 0:
+            at, end = heap + 16, heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
+            while at + 16 <= min(end, len(data)):
+                size = int.from_bytes(data[at + 8 : at + 16], "little")
+                step = 16 + -(-size // 8) * 8 if any(data[at : at + 2]) else size  # what is free counts its header
+                if step < 16:
+                    raise FileError("a heap of texts is broken")
+                at += step
+            if at > min(end, len(data)):
+                raise FileError("a heap of texts is broken")
+            heap = data.find(HEAP, heap + 1)
 
 
 class Budget:

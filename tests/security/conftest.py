@@ -1,5 +1,6 @@
 """Small files that mean no harm: a cache, and a checkpoint of each policy."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from helpers import table_cache
 from mechrl.agents.checkpoint import CheckpointNote, save_checkpoint
 from mechrl.agents.heads_training import train_heads
 from mechrl.agents.ppo import PRESETS, train
-from mechrl.cache.files import manifest_path
+from mechrl.cache.files import manifest_path, write_content
+from mechrl.cache.format import Content
+from mechrl.cache.imported import import_table
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
 
@@ -19,7 +22,8 @@ N_LAYERS, N_HEADS, PICKS = 2, 3, 2
 
 @pytest.fixture(scope="session")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `good.h5`, `good.zip` (policy `paper`) and `heads.zip` (policy `heads`). Not to be changed."""
+    """A folder with `good.h5`, `good.zip` (policy `paper`) and `heads.zip` (policy `heads`), an
+    `imported.h5` and a `part.h5` of a build. Not to be changed."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("honest")
     rng = np.random.default_rng(0)
@@ -42,4 +46,16 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         policy="heads", told=False,
     )  # fmt: skip
     save_checkpoint(ppo, note, folder / "heads.zip")
+    root = {
+        **cache.content.root, "complete": False, "device": "cpu", "effective_batch": 1,
+        "shard": json.dumps({"pieces": [*([t, 0, 8] for t in cache.tasks), ["control", 0, 8]],
+                             "rows": dict.fromkeys(["control", *cache.tasks], 8)}),
+    }  # fmt: skip
+    arrays = {path: array for path, array in cache.content.arrays.items() if not path.startswith("/sites/")}
+    write_content(folder / "part.h5", Content(arrays, {**cache.content.attributes, "/": root}), manifest=False)
+    heads = ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
+    table = "\n".join(",".join(map(str, row)) for row in [heads, *rng.normal(size=(8, 6)).tolist()])
+    (folder / "table.csv").write_text(table)
+    import_table(folder / "table.csv", "a", N_LAYERS, N_HEADS, folder / "imported.h5")
+    manifest_path(folder / "imported.h5").unlink()
     return folder
