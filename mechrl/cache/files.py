@@ -9,7 +9,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import h5py
 import numpy as np
 
 from mechrl.cache.format import FORMAT, VERSION, Content, blocks, check_version, content_sha256, dataset_rule
+from mechrl.cache.header import check_superblock, check_texts
 from mechrl.errors import FileError, MachineError, UsageError
 
 CHUNK_BYTES = 2**20
 LARGEST_MANIFEST = 2**22  # bytes
-HEAP = b"GCOL\1\0\0\0"  # how a heap of texts begins
 LEAST_OBJECT = 256  # bytes that a group or dataset and the link to it take of a file
 
 
@@ -181,9 +181,8 @@ def read_content(path: Path) -> Content:
     settle_manifest(path)
     check_manifest(path)
     try:
-        _check_heaps(path)
-        with h5py.File(path, "r") as file:
-            budget = Budget(path.stat().st_size)
+        with _mapped(path) as data, h5py.File(path, "r") as file:
+            budget = Budget(data)
             names = [name for name in ("format", "format_version") if name in file.attrs]
             check_version(_read_attributes(file, names, budget))
             arrays: dict[str, np.ndarray] = {}
@@ -231,33 +230,24 @@ def check_manifest(path: Path, content: Content | None = None) -> bool:
     return True
 
 
-def _check_heaps(path: Path) -> None:
-    """Whether the heaps that hold the texts of a file end, because HDF5 2.0 looks for the end of a broken one forever.
-
-    Layout: HDF5 File Format Specification 3.0, III.E, "Global Heap".
-
-    :raises FileError: one does not.
-    """
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The bytes of a file that is laid out as a cache is."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        heap = data.find(HEAP)
-        while heap >= 0:
-            at, end = heap + 16, heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
-            while at + 16 <= min(end, len(data)):
-                size = int.from_bytes(data[at + 8 : at + 16], "little")
-                step = 16 + -(-size // 8) * 8 if any(data[at : at + 2]) else size  # what is free counts its header
-                if step < 16:
-                    raise FileError("a heap of texts is broken")
-                at += step
-            if at > min(end, len(data)):
-                raise FileError("a heap of texts is broken")
-            heap = data.find(HEAP, heap + 1)
+        check_superblock(data)
+        yield data
 
 
 class Budget:
-    """How much a file may still make us read: no more than it has itself, however its parts are linked."""
+    """How much a file may still make us read: twice what it has itself, however its parts are linked.
 
-    def __init__(self, file_bytes: int):
-        self.left = file_bytes
+    Twice, because texts count where they lie and where they are named.
+    """
+
+    def __init__(self, data: mmap.mmap):
+        self.data = data
+        self.left = 2 * len(data)
+        self.heaps: dict[int, dict[int, int]] = {}
         self.seen: set[int] = set()
 
     def spend(self, n: int) -> None:
@@ -328,6 +318,7 @@ def _read_attributes(item: h5py.HLObject, names: Iterable[str], budget: Budget) 
 
     :raises FileError: one is anything else.
     """
+    check_texts(budget.data, h5py.h5o.get_info(item.id).addr, budget.heaps, budget.spend)
     found = {}
     for name in names:
         stored = item.attrs.get_id(name)

@@ -36,9 +36,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = [N_LAYERS, N_HEADS, *common]
     preset = PRESETS["default"]
     ppo = train(Episodes(ScoreTable.from_cache(cache, ["a", "b"]), preset.n_envs, PICKS), preset, steps=128)
-    note = CheckpointNote(
-        ["a", "b"], ["c"], PICKS, 1.0, 5.0, -1.0, 1, "default", list(preset.layers), 0, 128, *sizes
-    )
+    note = CheckpointNote(["a", "b"], ["c"], PICKS, 1.0, 5.0, -1.0, 1, "default", list(preset.layers), 0, 128, *sizes)
     save_checkpoint(ppo, note, folder / "good.zip")
     ppo = train_heads(cache, ["a", "b"], picks=PICKS, steps=128)
     note = CheckpointNote(

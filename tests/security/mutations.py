@@ -25,8 +25,8 @@ VALUES: tuple[Any, ...] = (
     '["a", "a"]', "5", [], [[]], ["a"], ["a", "b", "c"], [1], [64] * 65, [4096] * 3, [0], {}, {"a": {}},
 )  # fmt: skip
 ATTRIBUTES: tuple[Any, ...] = (
-    0, -1, 2**40, np.uint64(2**64 - 1), np.int8(1), np.float16(2), math.nan, math.inf, True, "", "x", "\x07", "[" * 3000,
-    b"bytes", b"\xff\xfe", np.bytes_(b"fixed"), [1, 2], ["a", "b"], np.zeros((3, 3)), h5py.Empty("f4"), 1j,
+    0, -1, 2**40, np.uint64(2**64 - 1), np.int8(1), np.float16(2), math.nan, math.inf, True, "", "x", "\x07",
+    "[" * 3000, b"bytes", b"\xff\xfe", np.bytes_(b"fixed"), [1, 2], ["a", "b"], np.zeros((3, 3)), h5py.Empty("f4"), 1j,
     np.datetime64(0, "s").astype("i8"), np.array([(1, 2.0)], "i4,f4"), np.void(b"opaque"), ">i4", '["a"]', "{}",
 )  # fmt: skip
 DTYPES = ("i1", "u1", "i2", "i4", ">i4", "i8", "u8", "f2", "f4", ">f4", "f8", "c8", "S5", "V3", "?", "i4,f4")
@@ -52,7 +52,7 @@ def mutate_bytes(data: bytes, other: bytes, rng: random.Random) -> bytes:
             to = rng.randrange(len(out))
             out[to : to + length] = out[at : at + length]
         else:
-            places = [i for i in range(at - at % 4, min(len(out) - 8, at + 2000), 4) if 0 < out[i] and not out[i + 3]]
+            places = [i for i in range(at - at % 4, min(len(out) - 8, at + 2000), 4) if out[i] > 0 and not out[i + 3]]
             size = rng.choice((*SIZES, len(out), rng.randrange(len(out))))
             width = rng.choice((2, 4, 8))
             i = rng.choice(places or [0])
@@ -88,7 +88,7 @@ def mutate_state(policy: bytes, rng: random.Random) -> bytes:
             lambda t: t * 1e38, lambda t: -t, lambda t: t[None], lambda t: t.flatten()[:1].expand(t.shape),
             lambda t: t.flatten()[:1].expand(2**40), lambda t: t.T if t.ndim == 2 else t, lambda t: t.to_sparse(),
             lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), lambda t: t.to(torch.complex64),
-            lambda t: torch.nn.Parameter(t), lambda t: t.numpy().tolist(), lambda t: "text", lambda t: None,
+            torch.nn.Parameter, lambda t: t.numpy().tolist(), lambda t: "text", lambda t: None,
             lambda t: t.to("meta"), lambda t: t.bool(), lambda t: t.flatten()[:0],
         ))(tensor.detach())  # fmt: skip
         if rng.random() < 0.2:
@@ -187,7 +187,8 @@ def mutate_content(content: Content, rng: random.Random) -> Content:
         if rng.random() < 0.5:
             arrays[name] = rng.choice((
                 lambda a: a[: len(a) // 2], lambda a: a[..., :1], lambda a: np.concatenate([a, a]), lambda a: a[::-1],
-                lambda a: a * 0, lambda a: a - 1, lambda a: a + 100, lambda a: a[:0], lambda a: a.T, lambda a: a * 0 - 1,
+                lambda a: a * 0, lambda a: a - 1, lambda a: a + 100, lambda a: a[:0], lambda a: a.T,
+                lambda a: a * 0 - 1,
                 lambda a: np.full_like(a, np.iinfo(a.dtype).max if a.dtype.kind in "iu" else np.nan),
             ))(array).astype(array.dtype)  # fmt: skip
         elif rng.random() < 0.7:
