@@ -2,11 +2,15 @@
 
 import io
 import json
+import pickletools
+import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, BinaryIO, get_origin, get_type_hints
 
 import torch
 from sb3_contrib import MaskablePPO
@@ -15,15 +19,20 @@ from mechrl.agents.heads_policy import HeadsPolicy, make_heads_policy
 from mechrl.agents.ppo import PlanningPolicy, make_policy
 from mechrl.agents.structure import blank_structure, head_structure
 from mechrl.cache.files import write_whole
+from mechrl.cache.format import NAME
 from mechrl.cache.reader import Cache
 from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
 from mechrl.errors import FileError, UsageError
 
 FORMAT, VERSION = "mechrl-checkpoint", 2
 NOTE, POLICY = "mechrl.json", "policy.pth"
-LARGEST = 512 * 2**20  # bytes of a member that are read
-MOST_WEIGHTS = 2**26  # of the largest layer
+LARGEST_NOTE = 2**20  # bytes
+LARGEST_DIRECTORY = 2**18  # bytes of the list of a zip's members
+MOST_WEIGHTS = 2**24  # of a policy; it takes seconds to build one
 WIDEST = 1024  # hidden layers of the policy `heads`
+# All that the pickle in a state dict of float32 tensors names. torch's restricted unpickler knows more names, with
+# which a few bytes can make gigabytes.
+STATE_DICT = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
 LIBRARIES = ("torch", "stable-baselines3", "sb3-contrib", "numpy", "numba")
 
 
@@ -95,11 +104,12 @@ def load_checkpoint(path: Path) -> tuple[PlanningPolicy, CheckpointNote]:
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint; mechrl-train writes one")
     try:
-        with zipfile.ZipFile(path) as archive:
-            note = _note(json.loads(_member(archive, NOTE)))
+        with open(path, "rb") as file, _open_zip(file) as archive:
+            note = _note(json.loads(_member(archive, NOTE, LARGEST_NOTE)))
+            if 4 * (weights := _weights(note)) > archive.getinfo(POLICY).file_size:
+                raise FileError(f"{NOTE} describes a policy of {weights} weights, more than {POLICY} holds")
             policy = _blank(note)
-            expected = sum(t.numel() * t.element_size() for t in policy.state_dict().values())
-            policy.load_state_dict(_tensors(_member(archive, POLICY), expected))
+            policy.load_state_dict(_tensors(archive, policy.state_dict()))
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
     except Exception as error:  # a hostile zip can fail in any way; all of them mean the same
@@ -144,25 +154,67 @@ def _blank(note: CheckpointNote) -> PlanningPolicy:
     return make_heads_policy(blank_structure(n_sites, len(note.tasks)), note.layers[0], len(note.signals), note.hints)
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    if name not in archive.namelist():
-        raise FileError(f"not a checkpoint of mechrl-train: it has no {name}")
-    if archive.getinfo(name).file_size > LARGEST:
-        raise FileError(f"{name} is larger than {LARGEST >> 20} MiB")
+def _weights(note: CheckpointNote) -> int:
+    """How many weights the policy has at least."""
+    n_sites = note.n_layers * note.n_heads
+    if note.policy == "heads":
+        return 7 * note.layers[0] ** 2 + n_sites * (5 + len(note.tasks))
+    widths = [len(note.signals) + 2 * n_sites, *note.layers]
+    return 2 * sum(a * b for a, b in pairwise(widths)) + n_sites * widths[-1]
+
+
+def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """A zip, once it is known that its directory is short: zipfile makes an object of every line of it."""
+    file.seek(max(0, file.seek(0, io.SEEK_END) - 98))
+    end = file.read().rjust(98, b"\0")  # the end record and, before it, that of zip64 with its locator
+    if end[-22:-18] != b"PK\5\6" or end[-2:] != b"\0\0":
+        raise FileError("not a checkpoint of mechrl-train: it does not end as a zip does")
+    sizes = [end[-10:-6], end[-58:-50] if end[-42:-38] == b"PK\6\7" else b""]
+    if max(int.from_bytes(size, "little") for size in sizes) > LARGEST_DIRECTORY:
+        raise FileError("it lists more members than a checkpoint has")
+    return zipfile.ZipFile(file)
+
+
+def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A member of at most so many bytes, stored as it is: what unpacks can unpack to anything."""
+    if archive.namelist().count(name) != 1:
+        raise FileError(f"not a checkpoint of mechrl-train: it has no {name}, or several")
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+        raise FileError(f"{name} is compressed")
+    if member.file_size > most:
+        raise FileError(f"{name} holds {member.file_size} bytes, {most} at most are expected")
     return archive.read(name)
 
 
-def _tensors(data: bytes, expected: int) -> dict[str, torch.Tensor]:
-    """A state dict out of torch's own zip, of about the `expected` bytes; nothing compressed, nothing executed."""
-    with zipfile.ZipFile(io.BytesIO(data)) as inner:
-        members = inner.infolist()
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
-        raise FileError(f"{POLICY} is compressed")
-    if sum(m.file_size for m in members) > 2 * expected + 2**20:
-        raise FileError(f"{POLICY} holds more than the policy that {NOTE} describes")
-    tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise FileError(f"{POLICY} holds numbers that are not finite")
+def _tensors(archive: zipfile.ZipFile, blank: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict in torch's own zip, of the names, shapes and dtypes of `blank`; nothing in it is executed.
+
+    torch is given a copy of that zip with the members that were checked here, because it reads zips in its own way.
+    """
+    most = 2 * sum(t.numel() * t.element_size() for t in blank.values()) + 2**20
+    copy = io.BytesIO()
+    with _open_zip(io.BytesIO(_member(archive, POLICY, most))) as inner, zipfile.ZipFile(copy, "w") as target:
+        for name in inner.namelist():
+            content = _member(inner, name, most)
+            if name.endswith(".pkl") and (
+                named := {arg for op, arg, _ in pickletools.genops(content) if "GLOBAL" in op.name} - STATE_DICT
+            ):
+                raise FileError(f"{POLICY} asks for {min(named, key=str)!r}, which is no part of a state dict")
+            target.writestr(name, content)
+    copy.seek(0)
+    tensors = torch.load(copy, map_location="cpu", weights_only=True)
+    for name, tensor in blank.items():
+        found = tensors.get(name)
+        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype, found.layout, found.device.type) != (
+            tensor.shape,
+            tensor.dtype,
+            torch.strided,
+            "cpu",
+        ):
+            raise FileError(f"{POLICY}: {name} is not what {NOTE} describes")
+        if not torch.isfinite(found).all():
+            raise FileError(f"{POLICY} holds numbers that are not finite")
     return tensors
 
 
@@ -177,17 +229,16 @@ def _note(text: dict) -> CheckpointNote:
         if kind is float and isinstance(value, int):
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise FileError(f"{NOTE}: {name!r} is {value!r}")
+            raise FileError(f"{NOTE}: {name!r} is {value!r:.80}")
         fields[name] = value
     note = CheckpointNote(**fields)
     sizes = [note.n_layers, note.n_heads, note.picks, note.plan_k, *note.layers]
     if not all(type(n) is int and 1 <= n <= 4096 for n in sizes) or max(len(note.layers), len(note.tasks)) > 64:
         raise FileError(f"{NOTE}: sizes out of range")
-    n_sites = note.n_layers * note.n_heads
-    if (2 * n_sites + len(note.tasks)) * max([1, *note.layers]) > MOST_WEIGHTS or note.picks > n_sites:
-        raise FileError(f"{NOTE}: sizes out of range")
-    if not note.tasks or not all(type(name) is str for name in [*note.tasks, *note.hold_out]):
+    if not note.tasks or not all(type(t) is str and re.fullmatch(NAME, t) for t in [*note.tasks, *note.hold_out]):
         raise FileError(f"{NOTE}: tasks are {note.tasks!r:.80}, held out {note.hold_out!r:.80}")
+    if not all(value.isprintable() for value in fields.values() if isinstance(value, str)):
+        raise FileError(f"{NOTE}: control characters")
     if set(note.tasks) & set(note.hold_out) or len({*note.tasks, *note.hold_out}) < len(note.tasks + note.hold_out):
         raise FileError(f"{NOTE}: a task is named twice")
     if not 0 <= note.control_weight < 1e6:
@@ -198,6 +249,8 @@ def _note(text: dict) -> CheckpointNote:
         raise FileError(f"{NOTE}: unknown algorithm {note.algorithm!r} or policy {note.policy!r}")
     if note.policy == "heads" and len(note.layers) != 1:
         raise FileError(f"{NOTE}: the policy heads has one width, not {note.layers}")
-    if note.policy == "heads" and (note.layers[0] > WIDEST or n_sites * len(note.tasks) > MOST_WEIGHTS):
+    if note.policy == "heads" and note.layers[0] > WIDEST:
+        raise FileError(f"{NOTE}: sizes out of range")
+    if _weights(note) > MOST_WEIGHTS or note.picks > note.n_layers * note.n_heads:
         raise FileError(f"{NOTE}: sizes out of range")
     return note

@@ -22,7 +22,7 @@ from mechrl.cache.merge import Part, Piece, join_parts, merge
 from mechrl.cache.pairs import PAIRS
 from mechrl.cache.worker import Recipe, Shard, Swept, Worker
 from mechrl.cache.workspace import workspace
-from mechrl.errors import MechrlError, UsageError, unknown_name
+from mechrl.errors import FileError, MechrlError, UsageError, unknown_name
 from mechrl.models import Model, absolute_name
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, TaskFile, generate, get_task, join, usable_pools
 from mechrl.tasks.control import control_spans
@@ -256,7 +256,12 @@ def merge_files(out: Path, parts: Sequence[Path]) -> None:
     :raises UsageError: no such file.
     :raises FileError: a part is damaged, missing, there twice, or of another build.
     """
-    write_content(out, merge([Part.read(path) for path in parts]))
+    read = [Part.read(path) for path in parts]
+    try:
+        whole = merge(read)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise FileError(f"the parts do not belong together, or are damaged ({error})") from error
+    write_content(out, whole)
 
 
 def make_prompts(model: Model, name: str, settings: BuildSettings) -> tuple[Prompts, dict[str, Any]]:

@@ -147,7 +147,7 @@ def check_content(content: Content) -> None:
     :raises FileError: something is missing, shapes do not agree, or a number is out of its range.
     """
     root = content.root
-    _check_attributes(
+    check_attributes(
         root, REQUIRED_ATTRIBUTES | (REQUIRED_OF_AN_IMPORT if content.imported else REQUIRED_OF_A_SWEEP), "/"
     )
     if min(root["n_layers"], root["n_heads"], root["batch_size"]) < 1:
@@ -166,9 +166,8 @@ def check_content(content: Content) -> None:
     for name in ("layer", "index", "kind"):
         if f"/sites/{name}" not in content.arrays:
             raise FileError(f"/sites/{name} is missing")
-    if content.arrays["/sites/kind"].any() or not np.array_equal(
-        content.arrays["/sites/layer"] * root["n_heads"] + content.arrays["/sites/index"], np.arange(n_sites)
-    ):
+    layer, index = (content.arrays[f"/sites/{name}"].astype(np.int64) for name in ("layer", "index"))
+    if content.arrays["/sites/kind"].any() or not np.array_equal(layer * root["n_heads"] + index, np.arange(n_sites)):
         raise FileError("/sites does not list the heads in order")
     _check_tasks(content)
 
@@ -178,7 +177,7 @@ def _check_tasks(content: Content) -> None:
     found = sorted({path.split("/")[2] for path in arrays if path.startswith("/tasks/")})
     try:
         named = content.task_names()
-        agrees = sorted(named) == found
+        agrees = isinstance(named, list) and sorted(named) == found
     except (ValueError, TypeError, RecursionError):
         agrees = False
     if not agrees or not found:
@@ -187,7 +186,7 @@ def _check_tasks(content: Content) -> None:
         return _check_imported(content, found)
     _check_sets(content)
     for name in found:
-        _check_attributes(content.attributes.get(f"/tasks/{name}", {}), TASK_ATTRIBUTES, f"/tasks/{name}")
+        check_attributes(content.attributes.get(f"/tasks/{name}", {}), TASK_ATTRIBUTES, f"/tasks/{name}")
         for column in REQUIRED_IN_TASK:
             if f"/tasks/{name}/{column}" not in arrays:
                 raise FileError(f"/tasks/{name}/{column} is missing")
@@ -231,9 +230,10 @@ def _check_imported(content: Content, tasks: Sequence[str]) -> None:
     _check_split(split, 1, place)
 
 
-def _check_attributes(attributes: Mapping[str, Any], required: Mapping[str, type], place: str) -> None:
+def check_attributes(attributes: Mapping[str, Any], required: Mapping[str, type], place: str) -> None:
+    """:raises FileError: an attribute is missing, or not of its type."""
     for name, kind in required.items():
-        if not isinstance(attributes.get(name), kind):
+        if type(attributes.get(name)) is not kind:
             raise FileError(f"{place}: attribute {name!r} is missing or not {kind.__name__}")
 
 

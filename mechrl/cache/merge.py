@@ -11,10 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mechrl.cache.files import read_content, read_rows
-from mechrl.cache.format import Column, Content, blocks
+from mechrl.cache.format import (
+    REQUIRED_ATTRIBUTES,
+    REQUIRED_OF_A_SWEEP,
+    Column,
+    Content,
+    blocks,
+    check_attributes,
+)
 from mechrl.cache.pairs import PAIRS, pair_sites
 from mechrl.errors import FileError
 
+REQUIRED_IN_PART = {
+    **REQUIRED_ATTRIBUTES, **REQUIRED_OF_A_SWEEP, "shard": str, "device": str, "effective_batch": int,
+}  # fmt: skip
 # What parts of one build may differ in, because they may come from different machines.
 PER_MACHINE = ("device", "effective_batch", "self_check_error", "content_sha256", "shard")
 
@@ -47,14 +57,28 @@ class Part:
             raise FileError(f"{path}: not a part of a build but a finished cache")
         part = cls(path, content.attributes, {name: (a.dtype, a.shape) for name, a in content.arrays.items()})
         try:
-            for piece in part.pieces:
-                key = "/control/clean" if piece.name == "control" else f"/tasks/{piece.name}/length"
-                held = sum(other.rows for other in part.pieces if other.name == piece.name)
-                if part.shapes[key][1] != (held,):
-                    raise ValueError(f"{key} has {part.shapes[key][1]} rows, not {held}")
-        except (ValueError, KeyError, TypeError) as error:
+            check_attributes(part.root, REQUIRED_IN_PART, "/")
+            part._check_pieces()
+        except (FileError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FileError(f"{path}: damaged ({error})") from error
         return part
+
+    def _check_pieces(self) -> None:
+        """Whether the arrays have the rows and heads that the part says it has."""
+        pieces, rows = self.pieces, json.loads(self.root["shard"])["rows"]
+        if not all(type(n) is int and n >= 0 for n in [*rows.values(), *(n for piece in pieces for n in piece[1:])]):
+            raise ValueError("rows are not counted")
+        for name in {piece.name for piece in pieces}:
+            place, ablated = (
+                ("/control/", "/control/ablated")
+                if name == "control"
+                else (f"/tasks/{name}/", f"/tasks/{name}/ablated/logit_diff")
+            )
+            held = sum(piece.rows for piece in pieces if piece.name == name)
+            if any(shape[0] != held for path, (_, shape) in self.shapes.items() if path.startswith(place)):
+                raise ValueError(f"{place} has not {held} rows in all its arrays")
+            if self.shapes[ablated][1][1] != self.root["n_layers"] * self.root["n_heads"]:
+                raise ValueError(f"{ablated} is not of {self.root['n_layers']} × {self.root['n_heads']} heads")
 
     @property
     def root(self) -> Mapping[str, Any]:

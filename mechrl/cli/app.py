@@ -52,7 +52,9 @@ def run(command: click.Command) -> NoReturn:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except MechrlError as error:
-        click.secho(f"error: {error}", err=True, fg="red")
+        # What a file says of itself may be in the message; it must not steer the terminal.
+        text = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(error))
+        click.secho(f"error: {text}", err=True, fg="red")
         sys.exit(error.exit_code)
     except MemoryError:
         click.secho("error: out of memory", err=True, fg="red")

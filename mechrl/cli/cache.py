@@ -485,7 +485,7 @@ def export(path, kind, tasks, n, method, picks, seed, out):
         raise click.UsageError(f"--format {kind} is no text: name a file with --out")
     if out is not None and out.resolve() in (path.resolve(), manifest_path(path).resolve()):
         raise click.UsageError(f"--out {out} would overwrite the cache or its manifest")
-    if out is not None and out.is_file() and out.read_bytes()[:8] == b"\x89HDF\r\n\x1a\n":
+    if out is not None and out.is_file() and _first_bytes(out) == b"\x89HDF\r\n\x1a\n":
         raise click.UsageError(f"--out {out} would overwrite another cache")
     data = export_cache(Cache.open(path), kind, tasks, n)
     if out is None:
@@ -493,6 +493,11 @@ def export(path, kind, tasks, n, method, picks, seed, out):
     check_writable(out)
     write_whole(out, lambda temporary: temporary.write_bytes(data))
     return click.echo(f"{out} written")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(8)
 
 
 def _export_trajectories(path, tasks, n, method, picks, seed, out) -> None:

@@ -39,7 +39,7 @@ def _figure(panels: Mapping[str, np.ndarray], cache: Cache) -> Figure:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(columns * width, rows * height + 0.4), layout="constrained")
     source = "imported scores" if cache.imported else f"{cache.attributes['ablation']} ablation, nats"
-    figure.suptitle(f"{cache.attributes['model']}: {source}")
+    figure.suptitle(f"{cache.attributes['model']}: {source}", parse_math=False)
     for i, (title, values) in enumerate(panels.items()):
         grid = values.reshape(cache.n_layers, cache.n_heads)
         limit = float(np.abs(grid).max()) or 1.0

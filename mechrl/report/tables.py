@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # they need torch, which a table of a cache does not
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
     """A table on stdout, numbers to the right; cut off only by the width of a real terminal."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
     table = Table(box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) or str(row[i])[:1] in "+-0123456789" for row in rows)

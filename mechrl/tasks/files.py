@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -187,7 +188,7 @@ def _jsonl(data: bytes, problems: list[tuple[int, str]]) -> Iterator[tuple[int, 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise ValueError(f"the field {twice[0]!r} twice")
     return {name: value for name, value in pairs if value is not None or name in REQUIRED}
 
@@ -201,7 +202,7 @@ def _csv(data: bytes, problems: list[tuple[int, str]]) -> Iterator[tuple[int, An
     line = blank + 1  # where the row begins that is read next
     try:
         header = reader.fieldnames or ()
-        if twice := sorted({name for name in header if list(header).count(name) > 1}):
+        if twice := sorted(name for name, n in Counter(header).items() if n > 1):
             problems.append((line, f"the column {twice[0]!r} twice"))
             return
         line = blank + reader.line_num + 1
@@ -248,6 +249,8 @@ def _problems(record: Any) -> list[str]:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return ["not Unicode text: half of a surrogate pair"]
+    except RecursionError:
+        return ["nested too deep"]
     found = [f"no {name!r}" for name in REQUIRED if name not in record]
     for name, value in record.items():
         if name not in REQUIRED + OPTIONAL:
@@ -268,8 +271,8 @@ def _problems(record: Any) -> list[str]:
         if both := set(_texts(record["answer"])) & set(_texts(record["wrong"])):
             found.append(f"{min(both)!r} is an answer and a wrong one")
         for name in ("answer", "wrong"):
-            words = _texts(record[name])
-            found += [f"{word!r} is in {name!r} twice" for word in sorted({w for w in words if words.count(w) > 1})]
+            twice = sorted(word for word, n in Counter(_texts(record[name])).items() if n > 1)
+            found += [f"{word!r} is in {name!r} twice" for word in twice]
         if record.get("corrupted") == record["prompt"]:
             found.append("the corrupted prompt is the prompt itself")
     return found

@@ -245,14 +245,14 @@ def test_a_checkpoint_is_refused_for_a_cache_without_its_tasks(cache, trained, n
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"policy": "paper"}, "damaged"),
+        ({"policy": "paper"}, "is not what mechrl.json describes"),
         ({"layers": []}, "one width"),
         ({"layers": [16, 16]}, "one width"),
         ({"layers": [4096]}, "sizes out of range"),
         ({"layers": [1], "n_layers": 4096, "n_heads": 4096}, "sizes out of range"),
         ({"hints": 1}, "'hints' is 1"),
-        ({"told": True}, "damaged"),
-        ({"n_heads": 9}, "damaged"),
+        ({"told": True}, "is not what mechrl.json describes"),
+        ({"n_heads": 9}, "is not what mechrl.json describes"),
         ({"format_version": 1}, "checkpoint format"),
     ],
 )
