@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast the sweep is: against one hook per head, and against the floor that the arithmetic sets.
 
-Every round times, one after the other, matrix products alone, the sweep of a whole batch, and the loop that everybody
+Every round times, one after the other, matrix products alone, the sweep of a whole batch, as many pairs, and the loop that everybody
 writes (`run_with_hooks` once per head) on one head of each layer. The floor is the operations that a sweep cannot avoid
 (`mechrl.ablation.flops`) at the rate of products of the model's own sizes, measured before and after everything else of
 a round. Speed does not depend on the weights, so GPT-2 small's are random here.
@@ -79,8 +79,14 @@ def bench(model: Model, kind: str, batch_size: int, rounds: int) -> dict:
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
-    def swept() -> np.ndarray:
-        return sweep.task(prompts)[1]["logit_diff"] if kind == "task" else sweep.control(tokens)[1]
+    def swept(sets: np.ndarray | None = None) -> np.ndarray:
+        if kind == "control":
+            return sweep.control(tokens, sets=sets)[1]
+        return sweep.task(prompts, sets=sets)[1]["logit_diff"]
+
+    pairs = sweep.singles()  # each head with one that comes after it: as many passes from the same layers
+    for site in range(n_sites - 1):
+        pairs[site, rng.integers(site + 1, n_sites)] = True
 
     def one_hook(site: int) -> np.ndarray:
         return (
@@ -89,11 +95,12 @@ def bench(model: Model, kind: str, batch_size: int, rounds: int) -> dict:
             else reference.control_loss(model, tokens, site)
         )
 
-    sweep_s, loop_s, rates, difference, peak = [], [], [], 0.0, 0
+    sweep_s, pairs_s, loop_s, rates, difference, peak = [], [], [], [], 0.0, 0
     for _ in range(rounds):
         rates.append(product_rate(model, batch_size * positions))
         seconds, fast = timed(model.device, swept)
         sweep_s.append(seconds)
+        pairs_s.append(timed(model.device, lambda: swept(pairs))[0])
         cuda = model.device.type == "cuda"
         peak = peak or (
             torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -111,6 +118,7 @@ def bench(model: Model, kind: str, batch_size: int, rounds: int) -> dict:
         "positions": positions,
         "sweep_s": statistics.median(sweep_s),
         "head_ablations_per_s": batch_size * n_sites / statistics.median(sweep_s),
+        "pairs_times_singles": statistics.median(a / b for a, b in zip(sweep_s, pairs_s, strict=True)),
         "hook_loop_s": statistics.median(loop_s),
         "times_hook_loop": statistics.median(b / a for a, b in zip(sweep_s, loop_s, strict=True)),
         "floor_s": floor,
@@ -150,6 +158,7 @@ def main(which: str, device: str, dtype: str, tf32: bool, batch_size: int, round
                 f"{name:5} {r['kind']:8} {r['head_ablations_per_s']:8.0f} head-ablations/s, "
                 f"{r['times_hook_loop']:.2f} × the hook loop, {r['fraction_of_floor']:.0%} of the floor "
                 f"({r['floor_s']:.2f} of {r['sweep_s']:.2f} s at {r['gflop_per_s_of_products']:.0f} GFLOP/s), "
+                f"pairs at {r['pairs_times_singles']:.2f} × their speed, "
                 f"peak {r['peak_memory_gb']:.2f} GB, differs by {r['largest_difference_nats']:.1g} nats"
             )
 
