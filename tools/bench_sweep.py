@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """How fast the sweep is: against one hook per head, and against the floor that the arithmetic sets.
 
-Every round times, one after the other, matrix products alone, the sweep of a whole batch, as many pairs, and the loop that everybody
-writes (`run_with_hooks` once per head) on one head of each layer. The floor is the operations that a sweep cannot avoid
-(`mechrl.ablation.flops`) at the rate of products of the model's own sizes, measured before and after everything else of
-a round. Speed does not depend on the weights, so GPT-2 small's are random here.
+Every round times, one after the other, matrix products alone, the sweep of a whole batch, as many pairs of heads, and
+the loop that everybody writes (`run_with_hooks` once per head) on one head of each layer. The floor is the operations
+that a sweep cannot avoid (`mechrl.ablation.flops`) at the rate of products of the model's own sizes, measured before
+and after everything else of a round. Speed does not depend on the weights, so GPT-2 small's are random here.
 """
 
 import json
