@@ -216,7 +216,6 @@ ARRAY = np.arange(8, dtype=np.float32)
                 ({"data": ARRAY, "scaleoffset": 3}, "in chunks with a checksum"),
                 ({"shape": 8, "dtype": "f4", "fletcher32": True}, "has not its"),
                 ({"data": ["x"] * 8, "dtype": h5py.string_dtype()}, "in chunks with a checksum"),
-                ({"data": [b"x"] * 8, "fletcher32": True}, "is |S1"),
                 ({"data": ARRAY.astype(">f4"), "fletcher32": True}, "is >f4"),
                 ({"data": ARRAY.astype("c8"), "fletcher32": True}, "is complex64"),
             )
@@ -393,9 +392,9 @@ def test_a_message_does_not_steer_the_terminal(folder, call):
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
-    [
+    [  # repeated names and words were looked for with a time that goes with the square of their number
         ("t.jsonl", "{" + ",".join(f'"f{i}": 1' for i in range(50_000)) + ', "f0": 1}', "'f0' twice"),
-        ("t.jsonl", json.dumps({"prompt": "p", "answer": [str(i % 50_000) for i in range(50_001)], "wrong": "w"}), "twice"),
+        ("t.jsonl", json.dumps({"prompt": "p", "answer": [*map(str, range(50_000)), "0"], "wrong": "w"}), "twice"),
         ("t.csv", ",".join(f"c{i}" for i in range(50_000)) + ",c0\n", "'c0' twice"),
         *(("t.jsonl", '{"prompt": ' + "[" * n + "]" * n + "}", "line 1") for n in (*range(900, 1000, 5), 100_000)),
     ],
