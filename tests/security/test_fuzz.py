@@ -106,7 +106,10 @@ def run(seeds: range, honest: Path, folder: Path) -> dict[int, tuple[str, float,
 def test_changed_files_open_or_are_refused_and_do_nothing_else(honest, tmp_path, n):
     torch.set_num_threads(1)
     for file in ("good.zip", "heads.zip", "good.h5", "imported.h5", "part.h5"):
-        assert use(shutil.copy(honest / file, tmp_path)) in ("opened", "merged")  # and what is loaded late is there
+        assert use(Path(shutil.copy(honest / file, tmp_path))) in (
+            "opened",
+            "merged",
+        )  # and what is loaded late is there
     found = run(range(n), honest, tmp_path)
     made = {seed: outcome for seed, (outcome, *_) in found.items() if not outcome.startswith("not made")}
     outcomes = Counter(made.values())
