@@ -290,7 +290,7 @@ def _read_dataset(item: h5py.Dataset, where: str, budget: Budget) -> np.ndarray:
     dtype, dimensions = dataset_rule(where)
     settings = item.id.get_create_plist()
     filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
-    if item.is_virtual or item.external or item.chunks is None or filters != [h5py.h5z.FILTER_FLETCHER32]:
+    if item.chunks is None or filters != [h5py.h5z.FILTER_FLETCHER32]:
         raise FileError(f"{where} is virtual, external, filtered, or not in chunks with a checksum")
     if item.dtype != np.dtype(dtype) or item.ndim != len(dimensions):
         raise FileError(f"{where} is {item.dtype} {item.shape}, not {dtype} in {len(dimensions)} dimensions")

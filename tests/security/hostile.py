@@ -316,7 +316,8 @@ def soft_link(folder):
 
 
 def terabytes_that_are_not_there(folder):
-    path = with_control_clean(folder, lambda f, name: f.create_dataset(name, 10**12, "f4", chunks=2**18))
+    make = {"shape": 10**12, "dtype": "f4", "chunks": 2**18, "fletcher32": True}
+    path = with_control_clean(folder, lambda f, name: f.create_dataset(name, **make))
     return path, lambda: read(path)
 
 
@@ -368,7 +369,7 @@ def filter_that_loads_a_library(folder):
 
 def one_dataset_under_thousands_of_names(folder):
     def change(file):
-        file["/tasks/a/scores"] = np.zeros((2000, 6), np.float32)
+        file.create_dataset("/tasks/a/scores", data=np.zeros((2000, 6), np.float32), fletcher32=True)
         for i in range(300):
             file[f"/tasks/t{i}"] = file["/tasks/a"]
 
@@ -443,45 +444,40 @@ def manifest_of_millions_of_lists(folder):
     return path, lambda: json.loads(manifest.read_text())
 
 
-ZIPS = [
-    pickle_in_the_data_of_stable_baselines3,
-    pickle_in_the_policy,
-    pickle_in_a_policy_of_the_old_format,
-    pickle_in_the_variables,
-    pickle_in_the_optimizer,
-    member_that_climbs_out_of_the_folder,
-    few_bytes_that_torch_makes_gigabytes_of,
-    one_number_seen_as_a_huge_tensor,
-    sparse_tensor,
-    deflated_note,
-    deflated_note_that_says_it_is_short,
-    note_in_bzip2,
-    deflated_policy,
-    deflated_tensor_in_the_policy,
-    note_of_millions_of_lists,
-    note_of_a_giant_policy,
-    directory_of_many_members,
-]
-# Members that mechrl never looks at: such a checkpoint is as good as any.
-IGNORED = {
-    pickle_in_the_data_of_stable_baselines3,
-    pickle_in_the_variables,
-    pickle_in_the_optimizer,
-    member_that_climbs_out_of_the_folder,
+IGNORED = "never looked at: such a checkpoint is as good as any"
+# What mechrl says of each.
+ZIPS = {
+    pickle_in_the_data_of_stable_baselines3: IGNORED,
+    pickle_in_the_policy: "no part of a state dict",
+    pickle_in_a_policy_of_the_old_format: "does not end as a zip does",
+    pickle_in_the_variables: IGNORED,
+    pickle_in_the_optimizer: IGNORED,
+    member_that_climbs_out_of_the_folder: IGNORED,
+    few_bytes_that_torch_makes_gigabytes_of: "'builtins bytearray', which is no part of a state dict",
+    one_number_seen_as_a_huge_tensor: "is not what mechrl.json describes",
+    sparse_tensor: "no part of a state dict",
+    deflated_note: "mechrl.json is compressed",
+    deflated_note_that_says_it_is_short: "mechrl.json is compressed",
+    note_in_bzip2: "mechrl.json is compressed",
+    deflated_policy: "policy.pth is compressed",
+    deflated_tensor_in_the_policy: "is compressed",
+    note_of_millions_of_lists: "1048576 at most are expected",
+    note_of_a_giant_policy: "sizes out of range",
+    directory_of_many_members: "lists more members",
 }
-CACHES = [
-    external_link,
-    external_storage,
-    virtual_dataset,
-    soft_link,
-    terabytes_that_are_not_there,
-    deflated_dataset,
-    chunk_that_is_too_short,
-    filter_that_loads_a_library,
-    one_dataset_under_thousands_of_names,
-    groups_in_a_circle,
-    one_long_text_in_thousands_of_cells,
-    task_that_is_html,
-    group_that_steers_the_terminal,
-    manifest_of_millions_of_lists,
-]
+CACHES = {
+    external_link: "a link to somewhere else",
+    external_storage: "not in chunks with a checksum",
+    virtual_dataset: "not in chunks with a checksum",
+    soft_link: "a link to somewhere else",
+    terabytes_that_are_not_there: "has not its 3814698 chunks",
+    deflated_dataset: "not in chunks with a checksum",
+    chunk_that_is_too_short: "has not its 1 chunks of 400000004 bytes",
+    filter_that_loads_a_library: "not in chunks with a checksum",
+    one_dataset_under_thousands_of_names: "another name of something else",
+    groups_in_a_circle: "another name of something else",
+    one_long_text_in_thousands_of_cells: "'model' is not a text or a number",
+    task_that_is_html: "has no dataset",
+    group_that_steers_the_terminal: "a link to somewhere else",
+    manifest_of_millions_of_lists: "the manifest is damaged",
+}

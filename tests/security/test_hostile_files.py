@@ -23,6 +23,7 @@ from mechrl.cache.build import merge_files
 from mechrl.cache.export import export
 from mechrl.cache.files import read_content, write_content
 from mechrl.cache.format import Content
+from mechrl.cache.header import check_texts
 from mechrl.cache.reader import Cache
 from mechrl.errors import FileError, UsageError
 from mechrl.report.heatmap import draw_heatmaps
@@ -41,6 +42,10 @@ def folder(honest: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+class TooLong(BaseException):
+    """No Exception, so that nobody takes it for a broken file."""
+
+
 @contextlib.contextmanager
 def little_memory(time: int = 60):
     """No more than MEMORY beyond what the process has, and no more than `time` seconds."""
@@ -48,7 +53,7 @@ def little_memory(time: int = 60):
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
     def too_long(*_):
-        raise TimeoutError(f"took more than {time} s")
+        raise TooLong
 
     old = signal.signal(signal.SIGALRM, too_long)
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
@@ -94,13 +99,13 @@ def check_refused(open_file, path: Path) -> FileError:
 def test_a_hostile_checkpoint_harms_a_plain_reader_and_not_us(folder, make):
     path, harm = make(folder)
     assert path.stat().st_size < 32 * 2**20, "it is small, whatever it does"
-    if make in IGNORED:
+    if ZIPS[make] is IGNORED:
         with little_memory(SECONDS):
             _, note = load_checkpoint(path)
         assert note == load_checkpoint(folder / "good.zip")[1]
         assert not (folder / "marker").exists()
     else:
-        check_refused(load_checkpoint, path)
+        assert ZIPS[make] in str(check_refused(load_checkpoint, path))
     assert does_harm(harm)
 
 
@@ -111,7 +116,7 @@ def test_a_hostile_cache_harms_a_plain_reader_and_not_us(folder, make):
     path, harm = make(folder)
     assert path.stat().st_size < 32 * 2**20
     error = check_refused(Cache.open, path)
-    assert "do not match the hash" not in str(error), "refused by its structure, not by its hash"
+    assert CACHES[make] in str(error)
     assert "\x1b" not in str(error)
     assert does_harm(harm)
 
@@ -138,7 +143,7 @@ def with_text(old: str, new: str) -> dict:
         (with_note(model="\ud800"), "control characters"),
         (with_note(tasks=["../../x", "b"]), "tasks are"),
         (with_note(tasks=["<script>", "b"]), "tasks are"),
-        (with_note(layers=[64, 64, 64]), "more than policy.pth holds|not what mechrl.json describes"),
+        (with_note(layers=[512, 512, 512]), "more than policy.pth holds"),
         ({"policy.pth": lambda p: saved({**state_dict(p), "log": torch.zeros(1).to_sparse()})}, "no part of a state"),
         ({"policy.pth": lambda p: saved([*state_dict(p).values()])}, "damaged"),
         ({"policy.pth": lambda p: saved({n: t.double() for n, t in state_dict(p).items()})}, "no part of a state dict"),
@@ -216,7 +221,6 @@ ARRAY = np.arange(8, dtype=np.float32)
                 ({"data": ARRAY, "scaleoffset": 3}, "in chunks with a checksum"),
                 ({"shape": 8, "dtype": "f4", "fletcher32": True}, "has not its"),
                 ({"data": ["x"] * 8, "dtype": h5py.string_dtype()}, "in chunks with a checksum"),
-                ({"data": [b"x"] * 8, "fletcher32": True}, "is |S1"),
                 ({"data": ARRAY.astype(">f4"), "fletcher32": True}, "is >f4"),
                 ({"data": ARRAY.astype("c8"), "fletcher32": True}, "is complex64"),
             )
@@ -271,6 +275,16 @@ def test_a_cache_whose_texts_are_not_where_it_says_is_refused(folder, change):
     change(raw)
     (folder / "evil.h5").write_bytes(raw)
     check_refused(Cache.open, folder / "evil.h5")
+
+
+def test_a_header_is_not_followed_round_and_round(folder):
+    """HDF5 does not do so either, and so this is never reached through a file."""
+    raw = bytearray((folder / "good.h5").read_bytes())
+    root = int.from_bytes(raw[64:72], "little")
+    check_texts(bytes(raw), root, {}, lambda n: None)
+    endless_header(raw)
+    with little_memory(SECONDS), pytest.raises(FileError, match="more attributes"):
+        check_texts(bytes(raw), root, {}, lambda n: None)
 
 
 @pytest.mark.parametrize(("change", "expected"), [(longer_text, "llocat"), (endless_heap, "never ends")])
@@ -393,7 +407,7 @@ def test_a_message_does_not_steer_the_terminal(folder, call):
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
-    [
+    [  # repeated names and words were looked for with a time that goes with the square of their number
         ("t.jsonl", "{" + ",".join(f'"f{i}": 1' for i in range(50_000)) + ', "f0": 1}', "'f0' twice"),
         ("t.jsonl", json.dumps({"prompt": "p", "answer": [*map(str, range(50_000)), "0"], "wrong": "w"}), "twice"),
         ("t.csv", ",".join(f"c{i}" for i in range(50_000)) + ",c0\n", "'c0' twice"),
