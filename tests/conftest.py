@@ -29,7 +29,7 @@ def threads_as_before():
 @pytest.fixture(scope="session")
 def mini() -> Model:
     """The embedded model."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     return load_model("mini", device="cpu")
 
 

@@ -41,7 +41,10 @@ def of_cache(cache: Cache, task: str, heads: Sequence[TopHead]) -> str:
         said += f"; its direct effect is {number(best.direct[0])}"
     if best.specificity is not None:
         said += f"; on other tasks it costs {number(best.damage[0] - best.specificity[0])}"
-    return said + ". No live model has confirmed it."
+    said += ". No live model has confirmed it."
+    if not cache.task_attributes(task)["does_task"]:
+        said += " The model does not do this task, so this says nothing about heads."
+    return said
 
 
 def of_verification(task: VerifiedTask, ablation: str) -> str:
@@ -87,8 +90,7 @@ def _failed(head: ReplayedHead) -> str:
 def of_joint(joint: Joint) -> str:
     """Whether heads stand in for one another, from the damage of all together and one by one."""
     said = (
-        f"{', '.join(joint.heads)}: together {number(joint.joint[0])} nats, one by one {number(joint.summed[0])} in "
-        "sum"
+        f"{', '.join(joint.heads)}: together {number(joint.joint[0])} nats, one by one {number(joint.summed[0])} in sum"
     )
     if joint.interaction is None:
         return said + "."
@@ -111,7 +113,7 @@ def of_curves(curves: Curves) -> list[str]:
         parts = [f"the best {kept[0]} alone keep half of the behaviour"] if kept else []
         parts += [f"without the best {lost[0]} half of it is lost"] if lost else []
         if parts:
-            said.append(f"By {name}, {'; '.join(parts)}.")
+            said.append(f"{name}: {'; '.join(parts)}.")
     return said
 
 

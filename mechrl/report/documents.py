@@ -33,7 +33,9 @@ Head = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,3})\.(0|[1-9]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=10**6)]
-Estimate = Annotated[tuple[Number, Number, Number], AfterValidator(_ordered)]  # mean, and the lower and upper end of its 95 % interval
+Estimate = Annotated[
+    tuple[Number, Number, Number], AfterValidator(_ordered)
+]  # mean, and the lower and upper end of its 95 % interval
 
 
 class _Part(BaseModel):

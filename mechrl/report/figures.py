@@ -59,7 +59,8 @@ def heatmap(
             z=grid.tolist(), x=list(range(cache.n_heads)), y=list(range(cache.n_layers)), text=numbers,
             texttemplate="%{text}" if numbered else None, hovertext=np.reshape(hover, grid.shape).tolist(),
             hoverinfo="text", colorscale=MAGNITUDE if magnitude else DIVERGING, zmin=0 if magnitude else -limit,
-            zmax=limit, xgap=1, ygap=1, colorbar={"title": {"text": unit, "side": "right"}, "thickness": 10, "len": 0.9},
+            zmax=limit, xgap=1, ygap=1,
+            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 10, "len": 0.9},
         )
     )  # fmt: skip
     for head, answer in (marked or {}).items():

@@ -71,7 +71,11 @@ class BenchOnCache:
         if len({row.cache for row in self.content.tasks}) > 1:
             return ["The benchmark's closing sentence is about several caches together, and is left out here."]
         return [
-            ("" if self.content.by_protocol else "Exploratory, for this is not the run that docs/protocol.md describes: ")
+            (
+                ""
+                if self.content.by_protocol
+                else "Exploratory, for this is not the run that docs/protocol.md describes: "
+            )
             + f"{v.sentence}. {v.agent} costs {v.cost_ratio:.2f} times ({v.low:.2f} to {v.high:.2f}) what the baseline "
             f"chosen on the other families costs; p = {v.p_adjusted:.3f} after Holm."
             for v in self.content.verdicts

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import mechrl
+from mechrl.agents.bench import BUDGETS
 from mechrl.agents.protocol import coverage_k, mean_curve
 from mechrl.agents.verdict import AGENTS
 from mechrl.cache.files import write_whole
@@ -22,7 +23,7 @@ from mechrl.cache.reader import Cache
 from mechrl.cache.top import TopHead
 from mechrl.report import claims, published
 from mechrl.report.claims import estimate, number
-from mechrl.report.documents import VerifiedTask
+from mechrl.report.documents import Curves, Joint, VerifiedTask
 from mechrl.report.figures import as_json, heatmap, joint_bars, lines, plain
 from mechrl.report.findings import BenchOnCache, bench_on_caches, control_weight, heads_in_order
 from mechrl.report.run import CheckpointFile, OfModel, Run, VerificationFile
@@ -58,7 +59,7 @@ class Figure:
 
     @property
     def data(self) -> Markup:
-        return Markup(as_json(self.plot))  # noqa: S704: as_json leaves no character that HTML knows
+        return Markup(as_json(self.plot))  # has no character that HTML knows
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ def render(run: Run) -> str:
     scripts = [get_plotlyjs(), (HERE / "page.js").read_text()]
     return environment.get_template("page.html").render(
         version=mechrl.__version__,
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        scripts=[Markup(script) for script in scripts],
         script_hashes=[_script_hash(script) for script in scripts],
-        style=Markup((HERE / "page.css").read_text()),  # noqa: S704
+        style=Markup((HERE / "page.css").read_text()),
         run=run,
         models=[_model(model) for model in run.models],
     )
@@ -189,7 +190,10 @@ def _missing(model: OfModel) -> Iterable[tuple[str, str]]:
         parts = ("mechrl-verify", checkpoint, "--cache", cache, "--model", name, "--json")
         yield "a verification on the live model", claims.command(*parts) + " > verification.json"
     if not model.benches:
-        yield "a comparison of searches", claims.command("mechrl", "bench", "--cache", cache, "--json") + " > bench.json"
+        yield (
+            "a comparison of searches",
+            claims.command("mechrl", "bench", "--cache", cache, "--json") + " > bench.json",
+        )
 
 
 def _commands(model: OfModel) -> Iterable[tuple[str, str]]:
@@ -278,15 +282,15 @@ def _asked(cache: Cache, tops: Mapping[str, Sequence[TopHead]]) -> Block:
     """What was asked, a row a task."""
     rows = []
     for task in cache.tasks:
-        best = ", ".join(
-            f"{h.head} ({number(h.score[0])})" for h in sorted(tops[task], key=lambda h: -h.score[0])[:3]
-        )
+        best = ", ".join(f"{h.head} ({number(h.score[0])})" for h in sorted(tops[task], key=lambda h: -h.score[0])[:3])
         if cache.imported:
             rows.append([task, str(len(cache.episode_scores(task))), best])
         else:
             clean = cache.clean(task)
             does = "" if cache.task_attributes(task)["does_task"] else " (the model does not do it)"
-            rows.append([task + does, str(len(clean)), number(cache.accuracy(task), 3), number(float(clean.mean())), best])
+            rows.append(
+                [task + does, str(len(clean)), number(cache.accuracy(task), 3), number(float(clean.mean())), best]
+            )
     if cache.imported:
         return Block("What was asked", tables=[Table(["task", "episodes", "best heads (score)"], rows)])
     columns = ["task", "prompts", "accuracy", "clean logit diff, nats", "best heads (score)"]
@@ -323,9 +327,7 @@ def published_roles(cache: Cache, task: str) -> dict[str, tuple[list[str], str]]
     return published.ROLES.get(task, {})
 
 
-def _task(
-    model: OfModel, cache: Cache, task: str, tops: Mapping[str, Sequence[TopHead]], weight: float
-) -> TaskSection:
+def _task(model: OfModel, cache: Cache, task: str, tops: Mapping[str, Sequence[TopHead]], weight: float) -> TaskSection:
     heads = tops[task]
     files = [f for f in model.verifications if f.content.cache_sha256 == cache.sha256 and task in f.content.tasks]
     if files:
@@ -334,7 +336,7 @@ def _task(
         claim = claims.of_cache(cache, task, heads)
     blocks = [_maps(cache, task, heads, files)]
     for file in files:
-        blocks += _verified(file, file.content.tasks[task])
+        blocks += _verified(file, task)
     for checkpoint in model.checkpoints:
         if checkpoint.note.cache_sha256 == cache.sha256 and task in (checkpoint.evaluations or {}):
             blocks.append(_searched(checkpoint, task))
@@ -401,7 +403,7 @@ def _said_of_head(cache: Cache, task: str, head: str, marked: Mapping[str, bool]
 
 
 def _measured_roles(cache: Cache) -> Block:
-    figures, sentences = [], []
+    figures = []
     for role, values in _roles(cache).items():
         best = np.argsort(-values, kind="stable")[:3]
         said = ", ".join(f"{cache.head(int(site))} ({values[site]:.2f})" for site in best)
@@ -411,7 +413,7 @@ def _measured_roles(cache: Cache) -> Block:
         figures.append(
             Figure(f"{role} of every head, {_source(cache)}", f"{role}; highest: {said}.", plot, _grid(cache, values))
         )
-    return Block("Roles measured on the model", sentences, figures=figures)
+    return Block("Roles measured on the model", figures=figures)
 
 
 # Search
@@ -464,15 +466,20 @@ def _bench(bench: BenchOnCache) -> list[Block]:
             rows,
             "Geometric means over families of tasks; never: no cheaper than looking at every head.",
         )
+        shown = [i for i, cost in enumerate(bench.grid) if cost in BUDGETS]
+        at = [[name, *(number(curve[i]) for i in shown)] for name, (_, curve) in curves.items()]
+        coverage = Table(["method", *(f"at {bench.grid[i]:g} runs" for i in shown)], at, "Coverage.")
         plot = lines(
             curves, "cost of the search, runs", "coverage@k", steps=True, log=True, share=True, levels={"90 %": 0.9}
         )
-        caption = f"Track {track}: coverage against cost, mean over held-out families; the agent and the cheapest others."
+        caption = (
+            f"Track {track}: coverage against cost, mean over held-out families; the agent and the cheapest others."
+        )
         blocks.append(
             Block(
                 f"Searches compared: track {track}, cache {bench.cache}",
                 bench.verdicts(track),
-                figures=[Figure(f"Coverage against cost, track {track}", caption, plot, table)],
+                figures=[Figure(f"Coverage against cost, track {track}, {bench.cache}", caption, plot, coverage)],
                 tables=[table],
             )
         )
@@ -485,21 +492,22 @@ def _bench(bench: BenchOnCache) -> list[Block]:
 def _loose_verification(file: VerificationFile) -> Part:
     content = file.content
     tasks = [
-        TaskSection(name, claims.of_verification(task, content.ablation or "unknown"), _verified(file, task))
+        TaskSection(name, claims.of_verification(task, content.ablation or "unknown"), _verified(file, name))
         for name, task in content.tasks.items()
     ]
     facts = [("model", content.model or "?"), ("ablation", content.ablation or "?"), ("verification", str(file.path))]
     return Part("verification of a cache that is not here", facts, [], tasks, [])
 
 
-def _verified(file: VerificationFile, task: VerifiedTask) -> list[Block]:
+def _verified(file: VerificationFile, name: str) -> list[Block]:
+    task = file.content.tasks[name]
     role = {True: "trained on", False: "held out: does not decide", None: ""}[task.trained]
-    name = f"{file.path.name}, {role}" if role else file.path.name
-    blocks = [Block(f"On the live model ({name})", answers=_answers(file, task), tables=_head_tables(task))]
+    title = f"On the live model ({file.path.name}{', ' * bool(role)}{role})"
+    blocks = [Block(title, answers=_answers(file, task), tables=_head_tables(task))]
     if task.joint:
-        blocks.append(_joint(task))
+        blocks.append(_joint(name, task.joint))
     if task.curves:
-        blocks.append(_curves(task))
+        blocks.append(_curves(name, task.curves))
     return blocks
 
 
@@ -535,8 +543,8 @@ def _head_tables(task: VerifiedTask) -> list[Table]:
     if not task.heads:
         return []
     first = [
-        [h.head, {True: "yes", False: "NO", None: "–"}[h.answer], estimate(h.damage), _percent(h.share), estimate(h.score),
-         number(h.p_adjusted, 3), estimate(h.direct), estimate(h.elsewhere), h.why or ""]
+        [h.head, {True: "yes", False: "NO", None: "–"}[h.answer], estimate(h.damage), _percent(h.share),
+         estimate(h.score), number(h.p_adjusted, 3), estimate(h.direct), estimate(h.elsewhere), h.why or ""]
         for h in task.heads
     ]  # fmt: skip
     columns = ["head", "holds", "damage", "of clean", "score", "p, adjusted", "direct effect", "on other tasks", "why"]
@@ -548,7 +556,9 @@ def _head_tables(task: VerifiedTask) -> list[Table]:
     more = ["head", "score, cached", "score, live", "largest difference", "rank", "resamples it stands in"]
     return [
         Table(columns, first, "Nats, with 95 % intervals, on fresh prompts."),
-        Table(more, second, "Scores on the cached prompts, and their difference on any one; the rank on fresh prompts."),
+        Table(
+            more, second, "Scores on the cached prompts, and their difference on any one; the rank on fresh prompts."
+        ),
     ]
 
 
@@ -556,8 +566,7 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
-def _joint(task: VerifiedTask) -> Block:
-    joint = task.joint or []
+def _joint(name: str, joint: Sequence[Joint]) -> Block:
     counts = [len(j.heads) for j in joint]
     series = {"together": [j.joint for j in joint], "one by one, in sum": [j.summed for j in joint]}
     rows = [[", ".join(j.heads), estimate(j.joint), estimate(j.summed), estimate(j.interaction)] for j in joint]
@@ -565,12 +574,12 @@ def _joint(task: VerifiedTask) -> Block:
     caption = "Damage of growing sets of heads, removed together, and the sum of their damages one by one."
     plot = joint_bars(counts, series, [", ".join(j.heads) for j in joint])
     sentences = [claims.of_joint(max(joint, key=lambda j: len(j.heads)))]
-    return Block("Together and one by one", sentences, figures=[Figure("Joint damage", caption, plot, table)])
+    return Block(
+        "Together and one by one", sentences, figures=[Figure(f"Joint damage on {name}", caption, plot, table)]
+    )
 
 
-def _curves(task: VerifiedTask) -> Block:
-    curves = task.curves
-    assert curves is not None
+def _curves(name: str, curves: Curves) -> Block:
     title = "Necessity and sufficiency"
     if curves.refused:
         return Block(title, [f"Not measured: {curves.refused}"])
@@ -581,20 +590,20 @@ def _curves(task: VerifiedTask) -> Block:
         ("only the top heads left", "kept", "Sufficiency: the logit difference with only the best k heads left."),
         ("the top heads removed", "ablated", "Necessity: the logit difference without the best k heads."),
     ):
-        drawn = {n: (curves.counts, v) for n, r in curves.rankings.items() if (v := getattr(r, attribute))}
+        drawn = {ranking: (curves.counts, v) for ranking, r in curves.rankings.items() if (v := getattr(r, attribute))}
         if drawn:
-            rows = [[name, *(number(v) for v in values)] for name, (_, values) in drawn.items()]
+            rows = [[ranking, *(number(v) for v in values)] for ranking, (_, values) in drawn.items()]
             table = Table(["ranking", *(f"k = {k}" for k in curves.counts)], rows, "Logit difference in nats.")
             plot = lines(drawn, "heads, k", "logit difference, nats", levels=shown)
-            figures.append(Figure(f"Logit difference with {what}", caption, plot, table))
+            figures.append(Figure(f"Logit difference with {what}, {name}", caption, plot, table))
     rows = [
-        [name, number(r.cpr, 3), number(r.cmd, 3), number(r.necessity, 3), ", ".join(r.heads[:10])]
-        for name, r in curves.rankings.items()
+        [ranking, number(r.cpr, 3), number(r.cmd, 3), number(r.necessity, 3), ", ".join(r.heads[:10])]
+        for ranking, r in curves.rankings.items()
     ]
     columns = ["ranking", "head-CPR", "head-CMD", "necessity", "heads, the first first"]
     caption = (
-        "With f(k) = (m(k) − m(empty)) ÷ (m(full) − m(empty)): CPR = ∫ f, CMD = ∫ |1 − f| over the share of heads kept, "
-        "after the definitions of MIB (arXiv 2504.13151). MLPs are kept and heads are removed whole, so these are not "
-        "MIB's edge-level numbers."
+        "With f(k) = (m(k) − m(empty)) ÷ (m(full) − m(empty)): CPR = ∫ f, CMD = ∫ |1 − f| over the share of heads "
+        "kept, after the definitions of MIB (arXiv 2504.13151). MLPs are kept and heads are removed whole, so these "
+        "are not MIB's edge-level numbers."
     )
     return Block(title, claims.of_curves(curves), figures=figures, tables=[Table(columns, rows, caption)])
