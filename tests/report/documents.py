@@ -73,10 +73,10 @@ def verification(cache: Cache, checkpoint: Path | None = None) -> dict[str, Any]
     }  # fmt: skip
 
 
-def bench(caches: dict[str, Cache], fingerprints: bool = True) -> dict[str, Any]:
-    """A benchmark of two methods on two tasks of each cache; `agent` is twice as cheap."""
+def bench(caches: dict[str, Cache], fingerprints: bool = True, agent: str = "agent") -> dict[str, Any]:
+    """A benchmark of two methods on two tasks of each cache; the agent is twice as cheap."""
     grid = [1.0, 2.0, 4.0, 8.0]
-    methods = {"agent": ("scores", [0.0, 0.5, 0.95, 1.0], 4.0), "random": ("reference", [0.0, 0.2, 0.5, 0.95], 8.0)}
+    methods = {agent: ("scores", [0.0, 0.5, 0.95, 1.0], 4.0), "random": ("reference", [0.0, 0.2, 0.5, 0.95], 8.0)}
     printed: dict[str, Any] = {
         "by_protocol": False,
         "methods": {name: {"track": track, "exploratory": False} for name, (track, _, _) in methods.items()},
@@ -88,7 +88,7 @@ def bench(caches: dict[str, Cache], fingerprints: bool = True) -> dict[str, Any]
             for name, (_, curve, cost) in methods.items()
         ],
         "cost_grid": grid,
-        "verdicts": [{"track": "scores", "agent": "agent", "sentence": "undecided", "cost_ratio": 0.5, "low": 0.3,
+        "verdicts": [{"track": "scores", "agent": agent, "sentence": "undecided", "cost_ratio": 0.5, "low": 0.3,
                       "high": 1.1, "p_adjusted": 0.25}],
     }  # fmt: skip
     if fingerprints:

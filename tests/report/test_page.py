@@ -4,11 +4,13 @@ import json
 import re
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from mechrl.cache.files import write_content
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
+from mechrl.report.figures import as_json
 from mechrl.report.page import write_page
 from mechrl.report.run import collect
 from tests.helpers import table_cache
@@ -157,10 +159,12 @@ def test_whatever_a_file_says_is_shown_as_text_and_runs_nothing(visit, small_cac
         task["replicates"]["fresh_from"] = HOSTILE
         task["curves"]["rankings"] = {HOSTILE: task["curves"]["rankings"]["random"]}
     (tmp_path / "verification.json").write_text(json.dumps(printed))
-    bench = json.loads(json.dumps(documents.bench({"cache/mini.h5": Cache.open(path)})).replace("agent", "<u>x</u>"))
+    bench = documents.bench({"cache/mini.h5": Cache.open(path)}, agent="<u>x</u>")
     (tmp_path / "bench.json").write_text(json.dumps(bench))
     (tmp_path / "<script>x.txt").write_text("")
-    write_page(collect([tmp_path]), tmp_path / "report.html")
+    run = collect([tmp_path])
+    assert run.damaged == []
+    write_page(run, tmp_path / "report.html")
     seen = visit(tmp_path / "report.html")
     assert seen.errors == []
     assert seen.page.evaluate("window.ran") is None
@@ -173,6 +177,13 @@ def test_whatever_a_file_says_is_shown_as_text_and_runs_nothing(visit, small_cac
     assert drawn["Coverage against cost, track scores, cache/mini.h5"]["legend"] == ["<u>x</u>", "random"]
     assert seen.page.evaluate("document.querySelectorAll('svg a, svg [style*=underline]').length") == 0
     assert seen.requests == [(tmp_path / "report.html").as_uri()]
+
+
+def test_no_figure_can_end_its_script():
+    figure = go.Figure(layout={"title": {"text": "</script><!-- &amp; \u2028"}})
+    text = as_json(figure)
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text)["layout"]["title"]["text"] == "</script><!-- &amp; \u2028"
 
 
 def test_gpt2_small_is_shown_with_the_roles_of_the_literature(visit, tmp_path):
