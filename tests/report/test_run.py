@@ -307,3 +307,12 @@ def test_a_cache_is_reported_without_torch(tmp_path):
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_measured_roles_are_shown_and_named_at_their_heads(tmp_path, monkeypatch):
+    by_hand(tmp_path / "x.h5")
+    roles = {"induction": np.array([0, 0, 0.9, 0, 0, 0.3, 0, 0]), "copying": np.linspace(-1, 0.3, 8)}
+    monkeypatch.setattr(Cache, "roles", roles, raising=False)
+    said = text_of(collect([tmp_path]))
+    assert "induction; highest: 0.2 (0.90), 1.1 (0.30)," in said
+    assert said.count("measured: induction 0.90") == 2, "at head 0.2, for each of the two tasks, and nowhere else"
