@@ -60,6 +60,7 @@ class Benchmark:
         (None where no episode has one).
     :param by_protocol: whether methods, seeds, tracks and control weight are docs/protocol.md's; else this is
         exploratory.
+    :param fingerprints: model, model_sha256 and cache_sha256 of each cache.
     """
 
     families: dict[str, dict[str, list[str]]]
@@ -69,6 +70,7 @@ class Benchmark:
     verdicts: list[Verdict]
     pairs: dict[str, dict[tuple[str, str], tuple[float, float | None]]]
     by_protocol: bool
+    fingerprints: dict[str, dict[str, str]]
 
     def cells(self, method: str, what: str = "log_cost") -> Cells:
         """family → task → cache → the values of one method."""
@@ -130,7 +132,12 @@ def bench(
     outcomes.sort(key=lambda o: (o.cache, o.family, o.task, o.method, o.seed))
     pairs = {name: order_pairs(cache, found[name], control_weight) for name, cache in caches.items()}
     by_protocol = (names, tuple(tracks), seeds, control_weight) == (None, TRACKS, SEEDS, 1.0)
-    return Benchmark(found, chosen, outcomes, grid, verdicts(outcomes, selection), pairs, by_protocol)
+    fingerprints = {
+        name: {key: cache.attributes[key] for key in ("model", "model_sha256")} | {"cache_sha256": cache.sha256}
+        for name, cache in caches.items()
+    }
+    found_verdicts = verdicts(outcomes, selection)
+    return Benchmark(found, chosen, outcomes, grid, found_verdicts, pairs, by_protocol, fingerprints)
 
 
 @lru_cache(maxsize=8)

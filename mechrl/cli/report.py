@@ -1,4 +1,4 @@
-"""`mechrl report`: pictures of a cache."""
+"""`mechrl report`: what was found, on one page; or the heat maps of a cache as a picture."""
 
 from pathlib import Path
 
@@ -6,14 +6,50 @@ import click
 
 from mechrl.cli import app
 
+USUAL = (app.MINI_CACHE, Path("checkpoint.zip"), Path("verification.json"), Path("bench.json"))
+
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), default=app.MINI_CACHE, required=False)
-@click.option("--out", "-o", type=click.Path(path_type=Path), default="heatmap.png", show_default=True)
-def report(path, out):
-    """Draw layer × head heat maps of every task's scores and of the control damage."""
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), default="report.html", show_default=True,
+    help="A page (.html), or the heat maps of one cache (.png, .svg, .pdf).",
+)  # fmt: skip
+@click.option("--files", is_flag=True, help="Also write all numbers (CSV) and heat maps (PNG) into <report>_files.")
+def report(runs, out, files):
+    """Write one page about everything in the RUNs, that needs no network and sends nothing.
+
+    A RUN is a folder, or a file of it: caches (.h5), checkpoints (.zip), and what `mechrl-verify --json` and
+    `mechrl bench --json` printed (.json). Without one: cache/mini.h5 and, where they are, checkpoint.zip,
+    verification.json and bench.json.
+    """
+    if out.suffix != ".html":
+        return _heat_maps(runs, out, files)
+    if not runs:
+        runs = [path for path in USUAL if path.is_file() or app.unfinished(path)]
+        if not runs:
+            raise click.UsageError(f"name a RUN; there is no cache at {app.MINI_CACHE}, mechrl-cache build makes one")
+    from mechrl.cache.files import check_writable
+    from mechrl.report.files import files_folder, write_files
+    from mechrl.report.page import write_page
+    from mechrl.report.run import collect
+
+    folder = files_folder(out)
+    found = collect(runs, leave_out=[out, folder])
+    check_writable(out)
+    for _, message in found.damaged:
+        app.warn(message)
+    write_page(found, out)
+    click.echo(f"{out} written")
+    if files:
+        click.echo(f"{len(write_files(found, folder))} files written to {folder}")
+
+
+def _heat_maps(runs, out: Path, files: bool) -> None:
+    if files or len(runs) > 1:
+        raise click.UsageError(f"{out} would be a picture of one cache; a page ends in .html")
     from mechrl.cache.reader import Cache
     from mechrl.report.heatmap import draw_heatmaps
 
-    draw_heatmaps(Cache.open(path), out)
+    draw_heatmaps(Cache.open(runs[0] if runs else app.MINI_CACHE), out)
     click.echo(f"{out} written")

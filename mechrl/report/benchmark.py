@@ -145,6 +145,7 @@ def as_dict(result: Benchmark) -> dict[str, Any]:
     """Everything, for JSON."""
     return {
         "by_protocol": result.by_protocol,
+        "caches": result.fingerprints,
         "families": result.families,
         "methods": {
             m.name: {"track": m.track, "exploratory": m.exploratory, **summary(result, m.name)}
