@@ -69,10 +69,10 @@ def test_a_family_from_its_folder_to_the_verdict(call, tmp_path, name, bos):
         assert (prompts.tokens[:, 0] == 0).all() if bos else (prompts.tokens[:, 0] != 0).all()  # 0 is BOS
         np.testing.assert_allclose(cache.clean(task), plain_logit_diff(folder, cache, task), atol=1e-4)
         assert np.abs(cache.damage(task)).max(0).min() > 1e-3, "every head does something"
-    assert found["cache_equals_model"]
+    assert found["faithful"]["answer"]
     assert code == (0 if found["confirmed"] else 3)
-    assert max(task["spot_difference"] for task in found["tasks"].values()) <= 1e-4
-    assert found["control_difference"] <= 1e-4
+    assert max(task["faithful"]["difference"] for task in found["tasks"].values()) <= 1e-4
+    assert found["faithful"]["control_difference"] <= 1e-4
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_a_revision_on_the_hub_is_another_model(call, tmp_path, monkeypatch):
         save(randomize(ARCHITECTURES["neox"](), seed), snapshot)
     model = ("--model", "EleutherAI/pythia-160m", "--revision", "step1000")
     cache, _, found = pipeline(call, tmp_path, *model)
-    assert found["cache_equals_model"]
+    assert found["faithful"]["answer"]
     assert (cache.attributes["model"], cache.attributes["model_revision"]) == (model[1], model[3])
     np.testing.assert_allclose(cache.clean("ioi"), plain_logit_diff(snapshot, cache, "ioi"), atol=1e-4)
     code, _, err = call(verify_command, tmp_path / "checkpoint.zip", "--cache", cache.path, *model[:2], *FEW)

@@ -10,6 +10,6 @@ SECONDS=0
 run mechrl-cache build
 run mechrl-cache top --n 5
 run mechrl-train --from-cache
-run mechrl-verify checkpoint.zip
-run mechrl report -o heatmap.png
+run mechrl-verify checkpoint.zip --joint --out verification.json
+run mechrl report
 printf '\n%s seconds without the installation\n' "$SECONDS"

@@ -21,9 +21,11 @@ from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.models import load_model
-from mechrl.tasks import EVALUATION, TASKS, as_text, generate, read_task_file
+from mechrl.report.documents import read_document
+from mechrl.tasks import EVALUATION, TASKS, TRAIN, as_text, generate, read_task_file
 from mechrl.verify import verification
 from mechrl.verify.fresh import fresh_prompts, placebo
+from mechrl.verify.record import as_dict
 from mechrl.verify.replay import check_fits, default_tolerance
 from mechrl.verify.replication import Measured, judge
 from mechrl.verify.verification import top_heads, verify
@@ -110,6 +112,37 @@ def test_fresh_damage_is_what_one_hook_per_head_gives(mini, small_cache, checkpo
         permuted = placebo(task.fresh, 0)
         damage = reference.logit_diff(mini, permuted) - reference.logit_diff(mini, permuted, task.heads[0].site)
         assert task.placebo[0].damage[0] == pytest.approx(damage.mean(), abs=1e-4)
+
+
+def test_what_verify_writes_is_what_the_report_reads(mini, small_cache, checkpoint, tmp_path):
+    policy, note = load_checkpoint(checkpoint)
+    found = verify(
+        mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=1, joint=True, curves=True
+    )
+    for r in found.tasks:
+        assert r.curves.counts == list(range(49))
+        assert set(r.curves.rankings) == {"agent", "static order", "attribution", "the task's own order"}
+        best = r.curves.rankings["the task's own order"].sites
+        scores = small_cache.scores(r.task, TRAIN)
+        assert (np.diff(scores[best]) <= 1e-6).all()
+        for ranking in r.curves.rankings.values():
+            assert sorted(ranking.sites) == list(range(48))
+            assert ranking.kept[-1] == ranking.ablated[0] == pytest.approx(r.clean, abs=1e-4)
+            assert ranking.kept[0] == ranking.ablated[-1] == pytest.approx(r.curves.empty, abs=1e-4)
+        agent = r.curves.rankings["agent"]
+        assert agent.sites[:2] == [head.site for head in r.heads]
+        slow = reference.logit_diff(mini, r.fresh, agent.sites[5:])
+        assert agent.kept[5] == pytest.approx(slow.mean(), abs=1e-4)
+    path = tmp_path / "verification.json"
+    path.write_text(json.dumps(as_dict(found, "mechrl-verify …", "0" * 64), allow_nan=False))
+    read = read_document(path)
+    assert read.confirmed == found.confirmed
+    for r in found.tasks:
+        of = read.tasks[r.task]
+        assert [h.head for h in of.heads] == [small_cache.head(head.site) for head in r.heads]
+        assert of.heads[0].damage == pytest.approx(r.heads[0].test.damage)
+        assert of.joint[-1].joint == pytest.approx(r.joint[-1].joint)
+        assert of.curves.rankings["agent"].cpr == pytest.approx(r.curves.rankings["agent"].cpr)
 
 
 def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache):
