@@ -195,7 +195,9 @@ def test_a_cache_of_every_ablation_is_replayed(mini, checkpoint, tmp_path, kind)
     policy, note = load_checkpoint(checkpoint)
     with pytest.raises(FileError, match=f"its ablation is zero, the cache's {kind}"):
         check_fits(cache, note)
-    found = verify(mini, cache, policy, replace(note, ablation=kind, hold_out=[]), top=1, fresh_batches=2)
+    found = verify(
+        mini, cache, policy, replace(note, ablation=kind, hold_out=[]), top=1, fresh_batches=2, sweep_all=False
+    )
     assert found.faithful
     best = found.tasks[1].heads[0]
     assert abs(best.test.score[0] - best.cached) < 0.5 * best.cached, "fresh prompts with other replacements"
@@ -224,7 +226,9 @@ def test_few_groups_confirm_nothing(mini, small_cache, checkpoint, tmp_path):
     for n, confirmed in ((1, False), (12, True)):
         (tmp_path / "ioi.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts[:n]))
         file = read_task_file(tmp_path / "ioi.jsonl")
-        found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_files={"ioi": file})
+        found = verify(
+            mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_files={"ioi": file}, sweep_all=False
+        )
         assert found.tasks[1].fresh_from == str(tmp_path / "ioi.jsonl")
         assert len(np.unique(found.tasks[1].fresh.group)) == n
         head = found.tasks[1].heads[0]
@@ -311,7 +315,7 @@ def a_head_nobody_picks(name, values):
 def test_an_altered_and_resealed_cache_is_not_confirmed(mini, small_cache, checkpoint, tmp_path, change):
     lying = altered(small_cache, tmp_path / "lying.h5", change)
     policy, note = load_checkpoint(checkpoint)
-    found = verify(mini, lying, policy, note, top=2, fresh_batches=2)
+    found = verify(mini, lying, policy, note, top=2, fresh_batches=2, sweep_all=False)
     assert not found.faithful
     assert not found.confirmed
 
@@ -322,7 +326,9 @@ def test_numbers_shifted_clean_and_ablated_alike_are_not_confirmed(mini, small_c
     shifted = {k: v - 3 if k.startswith("/tasks/ioi/") and "logit_diff" in k else v for k, v in content.arrays.items()}
     write_content(tmp_path / "lying.h5", Content(shifted, content.attributes))
     policy, note = load_checkpoint(checkpoint)
-    assert not verify(mini, Cache.open(tmp_path / "lying.h5"), policy, note, top=1, fresh_batches=2).faithful
+    assert not verify(
+        mini, Cache.open(tmp_path / "lying.h5"), policy, note, top=1, fresh_batches=2, sweep_all=False
+    ).faithful
 
 
 @pytest.mark.parametrize(
@@ -351,7 +357,7 @@ def test_ids_beyond_the_vocabulary_are_refused(mini, small_cache, checkpoint, tm
 
 
 def test_the_command_ends_with_0_3_and_4(small_cache, checkpoint, tmp_path, call):
-    flags = ("--fresh-batches", 8, "--top", 1, "--device", "cpu")
+    flags = ("--fresh-batches", 4, "--top", 1, "--device", "cpu")
     code, out, _ = call(verify_command, checkpoint, "--cache", small_cache.path, *flags)
     assert code == 0
     assert "CONFIRMED" in out
