@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import SMALL
 
-from mechrl.cache.build import BuildSettings, build
+from mechrl.cache.build import build
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
 from mechrl.models import Model, load_model
-
-SMALL = BuildSettings(batches=4, batch_size=8, control_batches=4)
 
 
 @pytest.fixture(autouse=True)

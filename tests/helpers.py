@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from mechrl.ablation import FEATURES, MEASURES
+from mechrl.cache.build import BuildSettings
 from mechrl.cache.files import write_content
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
@@ -36,6 +37,7 @@ SIZES = {
     "hidden_size": 32, "intermediate_size": 64,
 }  # fmt: skip
 GROUPED = {**SIZES, "num_key_value_heads": 2}
+SMALL = BuildSettings(batches=4, batch_size=8, control_batches=4)  # of the session's cache of `mini`
 WINDOW = 8  # shorter than the shortest prompt
 # Small models of the six families, by name; `randomize` gives them weights that matter.
 ARCHITECTURES = {

@@ -37,8 +37,9 @@ def measure_roles(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
 
     Of a model whose values are its normed residual stream times `W_V`:
 
-    - `copying`: Σ Re λ / Σ |λ|, from -1 to 1, over the eigenvalues λ of the head's full OV circuit W_E W_V W_O W_U
-      ("A Mathematical Framework for Transformer Circuits", Elhage et al. 2021); 0 if all are zero. The norms on the way
+    - `copying`: the sum of the real parts ÷ the sum of the magnitudes, from -1 to 1, of the eigenvalues of the head's
+      full OV circuit W_E W_V W_O W_U ("A Mathematical Framework for Transformer Circuits", Elhage et al. 2021); 0 if
+      all are zero. The logits are centred over the vocabulary, as folding leaves them. The norms on the way
       count with their weights and without their scales, which differ from token to token.
 
     A score that the model does not allow is left out.

@@ -95,7 +95,7 @@ def faithfulness(measured: np.ndarray, full: float, empty: float) -> np.ndarray:
 
 
 def areas(ks: Sequence[int], faithful: np.ndarray) -> tuple[float, float]:
-    """CPR and CMD: the areas under `faithful` and under |1 − `faithful`|, over the share of heads (trapezoids).
+    """CPR and CMD: the area under `faithful`, and that between it and 1, over the share of heads (trapezoids).
 
     :param ks: numbers of heads, 0 first and all of them last.
     :param faithful: faithfulness at each.

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SMALL
-from helpers import table_cache
+from helpers import SMALL, table_cache
 from scipy import stats
 
 from mechrl.ablation import reference

@@ -5,9 +5,8 @@ from dataclasses import replace
 import gymnasium
 import numpy as np
 import pytest
-from conftest import SMALL
 from gymnasium.utils.env_checker import check_env
-from helpers import table_cache
+from helpers import SMALL, table_cache
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
 from mechrl.cache.build import build

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import documents
 import pytest
 
 from mechrl.cache.files import manifest_path
 from mechrl.cache.reader import Cache
 from mechrl.cli.train import train as train_command
-from tests.report import documents
 
 
 @pytest.fixture(scope="session")

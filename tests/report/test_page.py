@@ -3,6 +3,7 @@
 import json
 import re
 
+import documents
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -14,7 +15,6 @@ from mechrl.report.figures import as_json
 from mechrl.report.page import write_page
 from mechrl.report.run import collect
 from tests.helpers import table_cache
-from tests.report import documents
 
 HOSTILE = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>&lt;b&gt;<b>%{x}</b>"
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import documents
 import numpy as np
 import pytest
 
@@ -23,7 +24,6 @@ from mechrl.report.findings import bench_on_caches
 from mechrl.report.page import render
 from mechrl.report.run import collect
 from tests.helpers import table_cache
-from tests.report import documents
 
 
 def text_of(run) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from helpers import SMALL
 
 from mechrl.ablation import Ablation, reference
 from mechrl.ablation.sweep import Sweep
