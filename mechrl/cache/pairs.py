@@ -8,6 +8,7 @@ from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import Estimate
 from mechrl.errors import UsageError
+from mechrl.tasks import TRAIN
 
 PAIRS = "pairs"
 
@@ -26,11 +27,10 @@ def as_sets(sites: np.ndarray, n_sites: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two heads on a task: means over all prompts in nats, each with its 95 % interval.
+    """Two heads on a task: means over the evaluation prompts in nats, each with its 95 % interval.
 
     :param joint: damage of both ablated together; `summed`: what each costs alone, added.
-    :param interaction: `joint` − `summed`: above zero, the heads stand in for one another; below, one is of little use
-        without the other.
+    :param interaction: `joint` − `summed`; above zero they cost more together, as heads that stand in for another do.
     """
 
     heads: list[str]
@@ -40,7 +40,7 @@ class Pair:
 
 
 def top_pairs(cache: Cache, task: str, n: int = 10) -> list[Pair]:
-    """The `n` pairs whose joint damage is furthest from the sum.
+    """The `n` pairs whose joint damage is furthest from the sum on the training prompts; shown is the evaluation.
 
     :raises UsageError: the cache has no such task, or no pairs.
     """
@@ -48,8 +48,9 @@ def top_pairs(cache: Cache, task: str, n: int = 10) -> list[Pair]:
     if found is None:
         raise UsageError(f"{cache.path} holds no pairs; mechrl-cache build --sets pairs makes a cache with them")
     sites, joint = found
-    damage, group = cache.damage(task), cache.prompts(task).group
-    interaction = joint.mean(0) - damage.mean(0)[sites].sum(1)
+    damage, group, train = cache.damage(task), cache.prompts(task).group, cache.in_split(task, TRAIN)
+    interaction = joint[train].mean(0) - damage[train].mean(0)[sites].sum(1)
+    joint, damage, group = joint[~train], damage[~train], group[~train]
     order = np.argsort(-np.abs(interaction), kind="stable")[:n]
     columns = {"joint": joint[:, order], "summed": damage[:, sites[order]].sum(2)}
     columns["interaction"] = columns["joint"] - columns["summed"]

@@ -355,7 +355,7 @@ def top(path, tasks, by, n, as_json):
 def pairs(path, tasks, n, as_json):
     """Pairs of heads whose damage together is furthest from the sum, with 95 % intervals.
 
-    Interaction above zero: the heads stand in for one another. Below: one is of little use without the other.
+    Interaction above zero: together they cost more than one by one, as heads that stand in for one another do.
     """
     from mechrl.cache.pairs import top_pairs
     from mechrl.cache.reader import Cache
@@ -371,7 +371,7 @@ def pairs(path, tasks, n, as_json):
             task,
             ["heads", "joint damage", "summed", "interaction"],
             [[" ".join(p.heads), *map(shown, (p.joint, p.summed, p.interaction))] for p in of],
-            "means in nats over all prompts",
+            "means in nats over the evaluation prompts; the pairs were chosen on the training prompts",
         )
 
 

@@ -1,6 +1,7 @@
 """`mechrl-verify`: confirm a checkpoint's picks on the live model."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mechrl.cli import app
 @app.model
 @app.revision
 @app.device
-@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Heads of each task to replay.")
+@click.option("--top", default=3, show_default=True, type=click.IntRange(1, 50), help="Heads of each task to test.")
 @click.option("--plan-k", type=click.IntRange(1), help="Heads to look at before a pick.  [default: the checkpoint's]")
 @click.option("--fresh-batches", default=4, show_default=True, type=click.IntRange(1), help="Of prompts never cached.")
 @click.option(
@@ -98,7 +99,7 @@ def verify(
             tolerance=tolerance, seed=seed, fresh_files=fresh_files, sweep_all=sweep, joint=joint, curves=curves,
             on_step=progress,
         )  # fmt: skip
-    found = as_dict(result, " ".join(["mechrl-verify", *sys.argv[1:]]), file_sha256(checkpoint))
+    found = as_dict(result, _command(), file_sha256(checkpoint))
     if out is not None:
         write_whole(out, lambda temporary: temporary.write_text(json.dumps(found, indent=1, allow_nan=False)))
     if as_json:
@@ -110,8 +111,6 @@ def verify(
 
 def _print(result) -> None:
     from mechrl.report.tables import print_table, shown, verification_rows
-    from mechrl.verify.fresh import EVALUATION_PROMPTS
-    from mechrl.verify.replication import rank_limit
 
     head = result.cache.head
     for r in result.tasks:
@@ -122,12 +121,15 @@ def _print(result) -> None:
         top = f"{len(r.heads)} picks" if len(r.heads) != 1 else "1 pick"
         click.echo(f"  faithful    {_yes(r.faithful)}: cache and model differ by {r.difference:.1e} nats at most")
         click.echo(
-            f"  replicates  {_yes(r.replicates)}: {len(r.fresh)} fresh prompts, clean logit difference {r.clean:.2f}; "
-            f"{r.known[0]} of their {r.known[1]} answers occur in training prompts; "
-            + (f"the top is {rank_limit(result.cache.n_sites)} heads" if r.swept else "against random heads")
+            f"  replicates  {_yes(r.replicates)}: {len(r.fresh)} {_fresh(r)}, clean logit difference {r.clean:.2f}; "
+            f"of their {r.known[1]} answers {r.known[0]} occur in training and {r.searched} where the agent searched; "
+            + (f"the top is {r.rank_limit} heads" if r.swept else "against random heads")
         )
         if r.placebo is None:
-            click.echo("  placebo     not asked: no answers to permute")
+            still = (
+                "nothing changes" if r.placebo_clean is None else f"the logit difference is still {r.placebo_clean:.2f}"
+            )
+            click.echo(f"  placebo     not asked: with the answers permuted among the prompts {still}")
         else:
             passed = ", ".join(map(head, r.placebo_passed))
             click.echo(
@@ -142,7 +144,7 @@ def _print(result) -> None:
                 f"{len(r.heads)} ({', '.join(map(head, r.complete.best))}), the best of them {shown(r.complete.ratio)} "
                 "of the best"
             )
-        if r.fresh_from == EVALUATION_PROMPTS:
+        if not _is_fresh(r):
             app.say(
                 f"{r.task} was built from a file and has no fresh prompts: its evaluation prompts, on which the heads "
                 "were picked, stand in for them; --fresh FILE gives others"
@@ -151,16 +153,16 @@ def _print(result) -> None:
             app.say(f"{r.task}: the fresh prompts are those of {r.fresh_from}")
         if r.joint:
             print_table(
-                "\nablated together, fresh prompts",
+                f"\nablated together, {_fresh(r)}",
                 ["heads", "joint damage", "summed", "interaction"],
                 [[" ".join(map(head, j.sites)), *map(shown, (j.joint, j.summed, j.interaction))] for j in r.joint],
-                "above zero: the heads stand in for one another; below: one is of little use without the other",
+                "above zero: together they cost more than one by one, as heads that stand in for one another do",
             )
         if r.curves and r.curves.refused:
             click.echo(f"  no curves: {r.curves.refused}")
         elif r.curves:
             print_table(
-                "\nnecessity and sufficiency of rankings, fresh prompts",
+                f"\nnecessity and sufficiency of rankings, {_fresh(r)}",
                 ["ranking", "head-CPR", "head-CMD", "necessity"],
                 [[name, c.cpr, c.cmd, c.necessity] for name, c in r.curves.rankings.items()],
                 f"areas over the share of heads, MLPs kept; logit difference {r.curves.full:.2f} with all heads, "
@@ -171,10 +173,27 @@ def _print(result) -> None:
         f"(control: {result.control_difference:.1e})"
     )
     if result.confirmed:
-        click.echo("CONFIRMED: every head picked on a trained task does on the live model what the cache says")
+        click.echo("CONFIRMED: every head tested on a trained task passed on the live model")
     else:
         no = [f"{r.task}: {', '.join(_failed(r))}" for r in result.tasks if r.trained and not r.confirmed]
         click.echo("NOT CONFIRMED: " + "; ".join(no or ["the numbers of the cache are not those of the model"]))
+
+
+def _command() -> str:
+    """What was called, to be called again."""
+    arguments = sys.argv[1:]
+    return shlex.join(["mechrl-verify", *arguments[arguments[:1] == ["verify"] :]])
+
+
+def _fresh(result) -> str:
+    """What the prompts are called."""
+    return "fresh prompts" if _is_fresh(result) else "prompts on which the heads were picked"
+
+
+def _is_fresh(result) -> bool:
+    from mechrl.verify.fresh import EVALUATION_PROMPTS
+
+    return result.fresh_from != EVALUATION_PROMPTS
 
 
 def _yes(answer: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mechrl.cache.format import UNKNOWN
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import TopHead
-from mechrl.report.documents import Curves, Joint, ReplayedHead, VerifiedTask
+from mechrl.report.documents import Curves, Joint, ReplayedHead, Verification, VerifiedTask
 
 Interval = Sequence[float]  # mean, lower and upper end
 
@@ -48,11 +48,11 @@ def of_cache(cache: Cache, task: str, heads: Sequence[TopHead]) -> str:
 
 
 def of_verification(task: VerifiedTask, ablation: str) -> str:
-    """The answer for a task on the live model: the best head that was confirmed, or else the best one."""
+    """The answer for a task on the live model: the first head that replicates, or else the first one."""
     if not task.heads:
         return "No head was replayed on the live model."
-    confirmed = [head for head in task.heads if head.answer]
-    head = (confirmed or task.heads)[0]
+    replicated = [head for head in task.heads if head.answer]
+    head = (replicated or task.heads)[0]
     said = f"Removing {head.head} (total effect, {ablation} ablation, {_prompts(task)}) costs "
     clean = task.replicates.clean if task.replicates else None
     if head.damage is not None:
@@ -66,12 +66,19 @@ def of_verification(task: VerifiedTask, ablation: str) -> str:
         said += f"; on other tasks it costs {number(head.elsewhere[0])}"
     said += "."
     if not head.answer:
-        said += " The live model does not confirm it" + (f": {head.why}." if head.why else ".")
-    if others := [other.head for other in confirmed if other is not head]:
-        said += f" Also confirmed: {', '.join(others)}."
+        said += " This does not replicate" + (f": {head.why}." if head.why else ".")
+    if others := [other.head for other in replicated if other is not head]:
+        said += f" Also replicated: {', '.join(others)}."
     if failed := [_failed(other) for other in task.heads if not other.answer and other is not head]:
-        said += f" Not confirmed: {', '.join(failed)}."
+        said += f" Not replicated: {', '.join(failed)}."
     return said
+
+
+def of_verdict(verification: Verification) -> str:
+    """What a verification says as a whole, which is more than that its heads replicate."""
+    if verification.confirmed is None:
+        return ""
+    return f" The verification as a whole: {'confirmed' if verification.confirmed else 'NOT confirmed'}."
 
 
 def _prompts(task: VerifiedTask) -> str:
@@ -97,9 +104,11 @@ def of_joint(joint: Joint) -> str:
     _, low, high = joint.interaction
     if low <= 0 <= high:
         return said + ": within the interval their damages add up."
-    if joint.joint[0] > joint.summed[0]:
-        return said + ": these heads stand in for one another."
-    return said + ": these heads do the same work in a row, and losing one is almost losing all."
+    if joint.joint[0] < joint.summed[0]:
+        return said + ": less than their damages add up to."
+    if joint.summed[0] < joint.joint[0] / 2:
+        return said + ": these heads stand in for one another, and single damages hide it."
+    return said + ": more than their damages add up to, as heads that stand in for one another do."
 
 
 def of_curves(curves: Curves) -> list[str]:

@@ -89,6 +89,7 @@ class Replicates(_Part):
     groups: Count | None = None
     clean: Number | None = None
     known_answers: tuple[Count, Count] | None = None
+    searched_answers: Count | None = None
     swept: bool | None = None
     rank_limit: Count | None = None
 

@@ -332,6 +332,7 @@ def _task(model: OfModel, cache: Cache, task: str, tops: Mapping[str, Sequence[T
     files = [f for f in model.verifications if f.content.cache_sha256 == cache.sha256 and task in f.content.tasks]
     if files:
         claim = claims.of_verification(files[0].content.tasks[task], cache.attributes["ablation"])
+        claim += claims.of_verdict(files[0].content)
     else:
         claim = claims.of_cache(cache, task, heads)
     blocks = [_maps(cache, task, heads, files)]
@@ -391,7 +392,7 @@ def _maps(cache: Cache, task: str, heads: Sequence[TopHead], files: Sequence[Ver
 def _said_of_head(cache: Cache, task: str, head: str, marked: Mapping[str, bool]) -> list[str]:
     notes = []
     if head in marked:
-        notes.append("replayed live: " + ("confirmed" if marked[head] else "not confirmed"))
+        notes.append("tested live: " + ("replicates" if marked[head] else "does not replicate"))
     for role, (of, source) in published_roles(cache, task).items():
         if head in of:
             notes.append(f"{role} ({source})")
@@ -492,7 +493,11 @@ def _bench(bench: BenchOnCache) -> list[Block]:
 def _loose_verification(file: VerificationFile) -> Part:
     content = file.content
     tasks = [
-        TaskSection(name, claims.of_verification(task, content.ablation or "unknown"), _verified(file, name))
+        TaskSection(
+            name,
+            claims.of_verification(task, content.ablation or "unknown") + claims.of_verdict(content),
+            _verified(file, name),
+        )
         for name, task in content.tasks.items()
     ]
     facts = [("model", content.model or "?"), ("ablation", content.ablation or "?"), ("verification", str(file.path))]
@@ -518,11 +523,16 @@ def _answers(file: VerificationFile, task: VerifiedTask) -> list[tuple[str, bool
     if (f := task.faithful) is not None:
         tolerance = f", tolerance {overall.tolerance:g}" if overall and overall.tolerance is not None else ""
         difference = f"{f.difference:.1e}" if f.difference is not None else "–"
-        answers.append((f"faithful: cache and live model differ by {difference} nats at most{tolerance}", f.answer))
+        control = overall.control_difference if overall else None
+        on_text = f", by {control:.1e} on control text" if control is not None else ""
+        said = f"faithful: cache and live model differ by {difference} nats at most{on_text}{tolerance}"
+        answers.append((said, f.answer and (overall is None or overall.answer)))
     if (r := task.replicates) is not None:
         said = f"replicates: on {r.prompts or '?'} prompts in {r.groups or '?'} groups, from {r.fresh_from or '?'}"
         if r.known_answers is not None:
             said += f"; {r.known_answers[0]} of {r.known_answers[1]} answers occur in training"
+            if r.searched_answers is not None:
+                said += f", {r.searched_answers} where the agent searched"
         answers.append((said, r.answer))
     if (p := task.placebo) is not None:
         passed = ", ".join(p.passed) or "no head"
@@ -555,9 +565,11 @@ def _head_tables(task: VerifiedTask) -> list[Table]:
     ]  # fmt: skip
     more = ["head", "score, cached", "score, live", "largest difference", "rank", "resamples it stands in"]
     return [
-        Table(columns, first, "Nats, with 95 % intervals, on fresh prompts."),
+        Table(columns, first, "Nats, with 95 % intervals, on the prompts named above."),
         Table(
-            more, second, "Scores on the cached prompts, and their difference on any one; the rank on fresh prompts."
+            more,
+            second,
+            "Scores on the cached prompts, and their difference on any one; the rank on the prompts named above.",
         ),
     ]
 
@@ -603,7 +615,8 @@ def _curves(name: str, curves: Curves) -> Block:
     columns = ["ranking", "head-CPR", "head-CMD", "necessity", "heads, the first first"]
     caption = (
         "With f(k) = (m(k) − m(empty)) ÷ (m(full) − m(empty)): CPR = ∫ f, CMD = ∫ |1 − f| over the share of heads "
-        "kept, after the definitions of MIB (arXiv 2504.13151). MLPs are kept and heads are removed whole, so these "
-        "are not MIB's edge-level numbers."
+        "kept, after the definitions of MIB (arXiv 2504.13151). MLPs are kept, and heads are removed whole, by the "
+        "cache's ablation: these are not MIB's edge-level numbers. The agent's ranking ends with heads it never looked "
+        "at, in the model's order."
     )
     return Block(title, claims.of_curves(curves), figures=figures, tables=[Table(columns, rows, caption)])

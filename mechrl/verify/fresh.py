@@ -49,14 +49,13 @@ def fresh_prompts(model: Model, cache: Cache, task: str, n: int, seed: int = 0) 
             f"the prompts of {task!r} are of version {attributes['generator_version']} of their generator, "
             f"and this mechrl has version {TASKS[generator].version}: build the cache again"
         )
-    drawn = generate(
-        TASKS[generator],
-        model.vocabulary,
-        n + len(cache.prompts(task)),
-        EVALUATION,
-        (FRESH_SEED + cache.attributes["seed"] + seed) % 2**32,
-    )
-    return _unknown(drawn, cache, task)[:n]
+    seed = (FRESH_SEED + cache.attributes["seed"] + seed) % 2**32
+    # Training prompts are of the other half of the pools, unless a pool is not split.
+    for known in (int(cache.in_split(task, EVALUATION).sum()), len(cache.prompts(task))):
+        drawn = generate(TASKS[generator], model.vocabulary, n + known, EVALUATION, seed)
+        if len(new := _unknown(drawn, cache, task)) >= n:
+            break
+    return new[:n]
 
 
 def file_prompts(model: Model, cache: Cache, task: str, file: TaskFile) -> Prompts:
@@ -78,10 +77,10 @@ def _unknown(prompts: Prompts, cache: Cache, task: str) -> Prompts:
     return prompts[np.array([i for i, (row, n) in enumerate(rows) if tuple(row[:n]) not in known], int)]
 
 
-def known_answers(cache: Cache, task: str, fresh: Prompts) -> tuple[int, int]:
-    """How many of the fresh prompts' answers are answers of training prompts too, and of how many."""
+def known_answers(cache: Cache, task: str, fresh: Prompts, split: int = TRAIN) -> tuple[int, int]:
+    """How many of the fresh prompts' answers are answers of a split's prompts too, and of how many."""
     prompts = cache.prompts(task)
-    old = set(prompts.answers[prompts.split == TRAIN].ravel().tolist()) - {-1}
+    old = set(prompts.answers[prompts.split == split].ravel().tolist()) - {-1}
     new = set(fresh.answers.ravel().tolist()) - {-1}
     return len(old & new), len(new)
 

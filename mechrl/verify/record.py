@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 import mechrl
-from mechrl.verify.replication import rank_limit
 from mechrl.verify.verification import TaskResult, Verification
 
 FORMAT, VERSION = "mechrl-verification", 1
@@ -39,7 +38,8 @@ def as_dict(result: Verification, command: str, checkpoint_sha256: str) -> dict[
                 "known_answers": list(r.known),
                 "clean": r.clean,
                 "swept": r.swept,
-                "rank_limit": rank_limit(cache.n_sites),
+                "searched_answers": r.searched,
+                "rank_limit": r.rank_limit,
             },
             "placebo": None
             if r.placebo is None

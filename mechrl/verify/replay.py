@@ -41,10 +41,14 @@ class Replay:
 def check_fits(cache: Cache, note: CheckpointNote, model_sha256: str | None = None) -> None:
     """Whether checkpoint, cache and (where given) the loaded model belong together.
 
-    :raises FileError: they do not; the message says in what they differ.
+    :raises FileError: they do not, the message says in what they differ; or the policy searches with attribution.
     :raises MachineError: the cache is imported.
     """
     cache.check_replayable()
+    if note.hints:
+        raise FileError(
+            "the checkpoint searches with attribution: mechrl bench --checkpoint does that, not mechrl-verify"
+        )
     alike: list[tuple[str, Any, Any]] = [
         ("ablation", note.ablation, cache.attributes["ablation"]),
         ("weight processing", note.weight_processing, cache.attributes["weight_processing"]),
@@ -159,8 +163,8 @@ def replay_task(cache: Cache, sweep: Sweep, task: str, other: Replacement, sites
 
 
 def largest(differences: np.ndarray) -> float:
-    """The largest absolute difference; infinity where one is not a number."""
-    return float(np.nan_to_num(np.abs(differences), nan=np.inf).max())
+    """The largest absolute difference, a million at most; a million where one is not a number."""
+    return float(np.nan_to_num(np.abs(differences), nan=1e6).clip(max=1e6).max())
 
 
 def live_logit_diff(

@@ -17,6 +17,7 @@ LEAST_SHARE = 0.05  # of the clean measure
 MOST_RANK, MOST_SHARE = 10, 0.3  # the top: ten heads, or 30 % of them if that is less
 STANDS = 0.95  # of the resamples
 RIVALS = 20
+PLACEBO_CLEAN = 0.2  # of the clean measure: a placebo on which the model does more is none
 COMPLETE = 0.9  # coverage, as in docs/protocol.md
 
 
@@ -27,7 +28,7 @@ class Measured:
     :param sites: int [column].
     :param damage: clean minus ablated logit difference in nats, [prompt, column].
     :param groups: int [prompt].
-    :param control: control damage in nats, [span, column].
+    :param control: control damage in nats, [span, column]; of the cache's evaluation spans, for there are no others.
     :param clean: the mean logit difference of the intact model on the prompts, as they are meant, in nats.
     """
 
@@ -76,9 +77,9 @@ class HeadTest:
     why: str
 
 
-def rank_limit(n_sites: int) -> int:
-    """How many heads are the top: ten, or 30 % of all if that is less."""
-    return max(1, min(MOST_RANK, int(MOST_SHARE * n_sites)))
+def rank_limit(n_sites: int, tested: int = 1) -> int:
+    """How many heads are the top: ten, or 30 % of all if that is less; as many as are tested, if that is more."""
+    return max(tested, min(MOST_RANK, int(MOST_SHARE * n_sites)))
 
 
 def judge(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTest]:
@@ -96,7 +97,7 @@ def judge(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTe
     }
     adjusted = holm(p_values)
     rivals = [i for i in range(len(measured.sites)) if swept or i not in columns]
-    limit = rank_limit(len(measured.sites)) if swept else 1
+    limit = rank_limit(len(measured.sites), len(tested)) if swept else 1
     found = []
     for site, column in zip(tested, columns, strict=True):
         above = lambda of, column=column: (of[..., rivals] > of[..., [column]]).sum(-1) + 1  # noqa: E731
@@ -127,7 +128,7 @@ def judge(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTe
 
 @dataclass(frozen=True)
 class Completeness:
-    """How much of the best was found, on fresh prompts.
+    """How much of the best was found, on fresh prompts. In each resample the best are those of that resample.
 
     :param coverage: the scores of the tested heads together ÷ those of as many best heads, negatives as 0.
     :param ratio: the best score among the tested heads ÷ the best of all.
@@ -140,6 +141,7 @@ class Completeness:
 
     @property
     def answer(self) -> bool:
+        """Whether the coverage, as measured, is 90 % or more."""
         return self.coverage[0] >= COMPLETE
 
 

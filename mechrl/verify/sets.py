@@ -71,7 +71,8 @@ class Ranking:
 class Curves:
     """Necessity and sufficiency of rankings of heads. MLPs are always kept.
 
-    :param full: mean logit difference of the intact model, in nats; `empty`: with every head ablated.
+    :param full: mean logit difference of the intact model, in nats; `empty`: with every head ablated, as the cache's
+        ablation has it.
     :param refused: why there are no rankings; "" if there are.
     """
 
@@ -86,7 +87,10 @@ def counts(n_sites: int) -> list[int]:
     """The numbers of heads that are measured: each up to 64 heads, else 20, evenly on a logarithmic scale, and 0."""
     if n_sites <= EVERY_COUNT:
         return list(range(n_sites + 1))
-    return [0, *sorted({round(n_sites ** (i / (POINTS - 1))) for i in range(POINTS)})]
+    for points in range(POINTS, n_sites):  # small ones fall together
+        if len(found := {round(n_sites ** (i / (points - 1))) for i in range(points)}) >= POINTS:
+            break
+    return [0, *sorted(found)]
 
 
 def faithfulness(measured: np.ndarray, full: float, empty: float) -> np.ndarray:
@@ -107,6 +111,8 @@ def areas(ks: Sequence[int], faithful: np.ndarray) -> tuple[float, float]:
 def measure_curves(measure: Measure, n_sites: int, rankings: Mapping[str, Sequence[int]]) -> Curves:
     """Keep and ablate the first k heads of each ranking, for each k.
 
+    Refused where the heads together make less than a tenth of the measure, or the model does not do the task.
+
     :param rankings: all sites, the most important first, by name.
     """
     ks = counts(n_sites)
@@ -117,8 +123,8 @@ def measure_curves(measure: Measure, n_sites: int, rankings: Mapping[str, Sequen
         sets += [place >= k for k in ks] + [place < k for k in ks]
     unique, index = np.unique(np.stack(sets), axis=0, return_inverse=True)
     full, empty = measure(np.stack(sets[:2])).mean(0).tolist()
-    if abs(full - empty) < LEAST_DIFFERENCE * abs(full):
-        why = f"without any head the logit difference is {empty:.2f}, with all {full:.2f}: less than a tenth apart"
+    if not full > 0 or full - empty < LEAST_DIFFERENCE * full:
+        why = f"without any head the logit difference is {empty:.2f}, with all {full:.2f}: nothing to divide"
         return Curves(ks, full, empty, {}, why)
     means = measure(unique).mean(0)[index.ravel()][2:].reshape(len(rankings), 2, len(ks))
     found = {}

@@ -20,6 +20,7 @@ from mechrl.tasks import EVALUATION, TRAIN, Prompts, TaskFile, join
 from mechrl.verify.fresh import known_answers, placebo, unseen_prompts
 from mechrl.verify.replay import check_tokens, default_tolerance, replay_control, replay_task
 from mechrl.verify.replication import (
+    PLACEBO_CLEAN,
     RIVALS,
     Completeness,
     HeadTest,
@@ -27,6 +28,7 @@ from mechrl.verify.replication import (
     completeness,
     estimate,
     judge,
+    rank_limit,
 )
 from mechrl.verify.sets import Curves, Joint, joint_damage, measure_curves
 
@@ -66,8 +68,9 @@ class TaskResult:
     :param known: how many of their answers are answers of training prompts too, and of how many.
     :param clean: mean logit difference of the intact model on them, in nats.
     :param swept: whether all heads were measured on them.
-    :param placebo: the test of each head with answers and wrongs permuted among prompts; None where that is not
-        possible. `placebo_clean`: the mean logit difference then.
+    :param searched: how many are answers of the evaluation prompts, on which the agent searched.
+    :param placebo: the test of each head with answers and wrongs permuted among prompts; None where that is none,
+        because nothing changes, or the model still does a fifth of the task. `placebo_clean`: its logit difference.
     :param complete: None unless all heads were measured.
     """
 
@@ -79,6 +82,7 @@ class TaskResult:
     fresh_from: str
     fresh: Prompts
     known: tuple[int, int]
+    searched: int
     clean: float
     swept: bool
     heads: list[HeadResult]
@@ -97,6 +101,11 @@ class TaskResult:
     def placebo_passed(self) -> list[int]:
         """The sites that pass the placebo's test, which none should."""
         return [h.site for h, test in zip(self.heads, self.placebo or [], strict=False) if not test.why]
+
+    @property
+    def rank_limit(self) -> int:
+        """How many heads are the top."""
+        return rank_limit(self.evaluation.scores.shape[1], len(self.heads))
 
     @property
     def confirmed(self) -> bool:
@@ -202,10 +211,13 @@ def verify(
         train = prompts[prompts.split == TRAIN]
         live = _Fresh(sweep, fresh, replacements.of_task(task, join([train, fresh]))[len(train) :], cache.batch_size)
         swept = replay.seconds * len(fresh) < SWEEP_SECONDS if sweep_all is None else sweep_all
+        swept = swept or len(picks) == cache.n_sites
         measured_sites = np.arange(cache.n_sites) if swept else _with_rivals(cache, picks, seed)
         permuted = placebo(fresh, seed)
         readings = live.readings([fresh] if permuted is None else [fresh, permuted], measured_sites)
         clean = float(readings[0][0].mean())
+        placebo_clean = None if permuted is None else float(readings[1][0].mean())
+        is_placebo = placebo_clean is not None and placebo_clean < PLACEBO_CLEAN * clean
         of_read = [
             Measured(measured_sites, c[:, None] - a, fresh.group, cached_control[:, measured_sites], clean,
                      note.control_weight)
@@ -236,11 +248,12 @@ def verify(
                 fresh_from=fresh_from,
                 fresh=fresh,
                 known=known_answers(cache, task, fresh),
+                searched=known_answers(cache, task, fresh, EVALUATION)[0],
                 clean=clean,
                 swept=swept,
                 heads=heads,
-                placebo=None if permuted is None else judge(of_read[1], picks, swept),
-                placebo_clean=None if permuted is None else float(readings[1][0].mean()),
+                placebo=judge(of_read[1], picks, swept) if is_placebo else None,
+                placebo_clean=placebo_clean,
                 complete=completeness(of_read[0], picks) if swept else None,
                 joint=joint_damage(live.of_sets, cache.n_sites, picks, fresh.group) if joint else None,
                 curves=measure_curves(live.of_sets, cache.n_sites, _rankings(cache, note, evaluations[task], task))
@@ -293,10 +306,11 @@ class _Fresh:
 
 
 def _with_rivals(cache: Cache, picks: Sequence[int], seed: int) -> np.ndarray:
-    """The picks and, at random, 20 other heads of their layers (or as many as there are)."""
+    """The picks and, at random, 20 other heads: of their layers, and where those hold fewer, of the other layers."""
     layers = {site // cache.n_heads for site in picks}
-    others = [site for site in range(cache.n_sites) if site // cache.n_heads in layers and site not in picks]
-    drawn = np.random.default_rng(seed).permutation(others)[:RIVALS]
+    others = np.random.default_rng(seed).permutation([site for site in range(cache.n_sites) if site not in picks])
+    near = np.isin(others // cache.n_heads, list(layers))
+    drawn = np.concatenate([others[near], others[~near]])[:RIVALS]
     return np.sort(np.concatenate([picks, drawn]).astype(int))
 
 
@@ -319,7 +333,11 @@ def _elsewhere(cache: Cache, task: str, sites: Sequence[int]) -> list[Estimate] 
 
 
 def _rankings(cache: Cache, note: CheckpointNote, evaluation: Evaluation, task: str) -> dict[str, list[int]]:
-    """Heads by importance, all of them: as the agent saw them, and as what it competes with does."""
+    """Heads by importance, all of them: as the agent saw them, and as what it competes with does.
+
+    Heads that the agent never looked at follow in the model's order. It searched this task's evaluation episodes,
+    attribution and the task's own order are of its training prompts, the static order is of the other tasks'.
+    """
     problem = Problem(
         cache, task, tuple(other for other in note.tasks if other != task), control_weight=note.control_weight
     )
@@ -331,7 +349,7 @@ def _rankings(cache: Cache, note: CheckpointNote, evaluation: Evaluation, task: 
 
     if problem.train:
         rankings["static order"] = by(problem.static_mean)
-    if cache.attribution(task) is not None:
+    if cache.attribution(task, True) is not None and cache.control_attribution(True) is not None:
         rankings["attribution"] = by(episode_attribution(cache, task, TRAIN, True, note.control_weight).mean(0))
     rankings["the task's own order"] = by(episode_scores(cache, task, TRAIN, note.control_weight).mean(0))
     return rankings

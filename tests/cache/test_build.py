@@ -19,7 +19,7 @@ from mechrl.cache.reader import Cache
 from mechrl.cache.top import top_heads
 from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import FileError, MachineError, UsageError
-from mechrl.tasks import EVALUATION, read_task_file
+from mechrl.tasks import EVALUATION, TRAIN, read_task_file
 
 TINY = BuildSettings(tasks=("ioi",), batches=6, batch_size=2, control_batches=3)
 
@@ -55,15 +55,16 @@ def test_pairs_are_swept_as_one_hook_for_each_of_two_heads(mini, tmp_path, call)
         np.testing.assert_allclose(damage[:, which], cache.clean("ioi") - slow, atol=1e-4)
         slow = reference.control_loss(mini, spans, sites[which].tolist())
         np.testing.assert_allclose(loss[:, which], slow, atol=1e-5)
-    summed = cache.damage("ioi").mean(0)[sites].sum(1)
-    furthest = np.argsort(-np.abs(damage.mean(0) - summed))[:3]
+    train = prompts.split == TRAIN
+    summed = cache.damage("ioi")[:, sites].sum(2)
+    furthest = np.argsort(-np.abs((damage - summed)[train].mean(0)))[:3]
     code, out, _ = call(cache_command, "pairs", cache.path, "-n", 3, "--json")
     assert code == 0
     shown = json.loads(out)["ioi"]
     assert [pair["heads"] for pair in shown] == [[cache.head(s) for s in sites[which]] for which in furthest]
     for pair, which in zip(shown, furthest, strict=True):
-        assert pair["joint"][0] == pytest.approx(damage[:, which].mean(), abs=1e-5)
-        assert pair["interaction"][0] == pytest.approx(damage[:, which].mean() - summed[which], abs=1e-5)
+        assert pair["joint"][0] == pytest.approx(damage[~train, which].mean(), abs=1e-5)
+        assert pair["interaction"][0] == pytest.approx((damage - summed)[~train, which].mean(), abs=1e-5)
     content = read_content(cache.path)
     for path, change, message in (
         ("/sets/pairs/sites", lambda sites: sites + 1, "heads that there are not"),

@@ -123,7 +123,7 @@ def test_the_pointer_over_a_cell_is_told_the_head_and_its_interval(visit, report
     said = canvas.locator(".hoverlayer .hovertext").text_content(timeout=5000)
     mean, low, high = best.damage
     assert said.startswith(f"{best.head} damage {mean:.3f} ({low:.3f} to {high:.3f}) nats")
-    assert "replayed live: confirmed" in said
+    assert "tested live: replicates" in said
 
 
 @pytest.mark.parametrize(("width", "media"), [(390, "screen"), (1280, "screen"), (718, "print")])

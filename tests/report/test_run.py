@@ -63,7 +63,8 @@ def test_the_answer_is_one_sentence_with_the_numbers_of_the_verification(whole_r
     assert (
         f"Removing {best.head} (total effect, zero ablation, 128 fresh prompts) costs {mean:.2f} nats of "
         f"{small_cache.clean('ioi').mean():.2f} ({low:.2f} to {high:.2f}); its direct effect is 0.10; on other "
-        f"tasks it costs 0.30. Also confirmed: {second.head}. Not confirmed: {third.head} (its interval reaches zero)."
+        f"tasks it costs 0.30. Also replicated: {second.head}. Not replicated: {third.head} (its interval reaches "
+        "zero). The verification as a whole: NOT confirmed."
     ) in said
 
 
@@ -248,11 +249,10 @@ def test_joint_damage_in_words():
         )  # fmt: skip
 
     assert (
-        said(4.1, 0.3) == "0.1, 1.2: together 4.10 nats, one by one 0.30 in sum: these heads stand in for one another."
+        said(4.1, 0.3) == "0.1, 1.2: together 4.10 nats, one by one 0.30 in sum: these heads stand in for one another, "
+        "and single damages hide it."
     )
-    assert said(1.0, 1.9).endswith(
-        "in sum: these heads do the same work in a row, and losing one is almost losing all."
-    )
+    assert said(1.0, 1.9).endswith("in sum: less than their damages add up to.")
     assert said(1.0, 1.05).endswith("in sum: within the interval their damages add up.")
 
 

@@ -43,6 +43,8 @@ def test_the_top_is_ten_heads_or_three_tenths_of_a_small_model():
     crowd = np.array([*np.full(6, 5.0), 1.0, *np.zeros(13)])
     assert judge(measured(crowd), [6], swept=True)[0].why == "not in the top 6"
     assert judge(measured(crowd), [6], swept=True)[0].rank[0] == 7
+    assert rank_limit(8, 3) == 3, "whoever asks for three heads of eight asks whether they are the best three"
+    assert [test.why for test in judge(measured(crowd), [6, *range(6)], swept=True)] == [""] * 7
 
 
 def test_without_a_sweep_a_head_must_be_above_the_random_ones():

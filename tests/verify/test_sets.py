@@ -6,6 +6,8 @@ from helpers import planted_model, save
 
 from mechrl.ablation.sweep import Sweep
 from mechrl.models import load_model
+from mechrl.report import documents
+from mechrl.report.claims import of_joint
 from mechrl.tasks import Prompts
 from mechrl.verify.sets import areas, counts, faithfulness, joint_damage, measure_curves
 
@@ -18,8 +20,9 @@ def test_counts_are_every_one_up_to_64_heads_and_20_beyond():
     of_gpt2 = counts(144)
     assert of_gpt2[0] == 0
     assert of_gpt2[-1] == 144
-    assert len(of_gpt2) <= 21
+    assert len(of_gpt2) == 21
     assert (np.diff(np.diff(of_gpt2)) >= -2).all(), "steps grow"
+    assert [len(counts(n)) for n in (65, 72, 1024)] == [21] * 3
 
 
 def test_head_cpr_and_head_cmd_by_hand():
@@ -59,8 +62,10 @@ def test_curves_of_an_additive_model_by_hand():
 def test_curves_are_refused_where_heads_hardly_matter():
     refused = measure_curves(additive(np.array([0.1, 0.0])), 2, {"any": [0, 1]})
     assert refused.rankings == {}
-    assert "less than a tenth apart" in refused.refused
+    assert "nothing to divide" in refused.refused
     assert measure_curves(additive(np.array([0.3, 0.0])), 2, {"any": [0, 1]}).rankings
+    for strengths in ([-2.0, 0.0], [-3.0, 0.0], [0.0, -0.5]):  # all heads: nothing, less than nothing, less than none
+        assert measure_curves(additive(np.array(strengths)), 2, {"any": [0, 1]}).rankings == {}
 
 
 @pytest.fixture
@@ -112,3 +117,5 @@ def test_two_heads_that_stand_in_for_one_another_cost_little_alone_and_all_toget
     assert both.summed[0] == pytest.approx(alone.joint[0] + other.joint[0], rel=1e-5)
     assert both.interaction[0] == pytest.approx(both.joint[0] - both.summed[0], rel=1e-5)
     assert both.interaction[1] > 0
+    said = of_joint(documents.Joint(heads=["2.1", "2.2"], **{k: v for k, v in vars(both).items() if k != "sites"}))
+    assert said.endswith("these heads stand in for one another, and single damages hide it.")
