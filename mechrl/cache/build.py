@@ -13,13 +13,13 @@ import numpy as np
 import mechrl
 from mechrl.ablation import Ablation
 from mechrl.ablation.flops import Shape
+from mechrl.ablation.pairs import PAIRS
 from mechrl.ablation.replacement import NOTHING, Replacement, Replacements
 from mechrl.ablation.roles import measure_roles
 from mechrl.ablation.sweep import Sweep
 from mechrl.cache.files import write_content
 from mechrl.cache.format import FROM_FILE, Content
 from mechrl.cache.merge import Part, Piece, join_parts, merge
-from mechrl.cache.pairs import PAIRS
 from mechrl.cache.worker import Recipe, Shard, Swept, Worker
 from mechrl.cache.workspace import workspace
 from mechrl.errors import FileError, MechrlError, UsageError, unknown_name

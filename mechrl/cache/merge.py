@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mechrl.ablation.pairs import PAIRS, pair_sites
 from mechrl.cache.files import read_content, read_rows
 from mechrl.cache.format import (
     REQUIRED_ATTRIBUTES,
@@ -19,7 +20,6 @@ from mechrl.cache.format import (
     blocks,
     check_attributes,
 )
-from mechrl.cache.pairs import PAIRS, pair_sites
 from mechrl.errors import FileError
 
 REQUIRED_IN_PART = {

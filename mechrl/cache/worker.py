@@ -10,10 +10,10 @@ import torch
 
 import mechrl
 from mechrl.ablation.attribution import attribute_control, attribute_task, head_features
+from mechrl.ablation.pairs import as_sets, pair_sites
 from mechrl.ablation.replacement import Replacement
 from mechrl.ablation.sweep import Sweep, check_logits
 from mechrl.cache.merge import Piece
-from mechrl.cache.pairs import as_sets, pair_sites
 from mechrl.errors import FileError, MachineError, UsageError
 from mechrl.models import Model, cast
 from mechrl.tasks import Prompts
