@@ -26,7 +26,7 @@ def logits(
     :param length: of each row, int [row]; None where all are as long as `tokens`.
     """
     hooks = []
-    for site in [] if sites is None else [sites] if isinstance(sites, int) else sites:
+    for site in [] if sites is None else np.atleast_1d(sites).tolist():
         layer, head = divmod(site, model.n_heads)
         new = _head_output(model, tokens, layer, head, replacement, length)
         hooks.append((f"blocks.{layer}.attn.hook_z", partial(_replace_head, head=head, new=new)))

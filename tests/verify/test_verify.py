@@ -226,9 +226,7 @@ def test_few_groups_confirm_nothing(mini, small_cache, checkpoint, tmp_path):
     for n, confirmed in ((1, False), (12, True)):
         (tmp_path / "ioi.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts[:n]))
         file = read_task_file(tmp_path / "ioi.jsonl")
-        found = verify(
-            mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_files={"ioi": file}, sweep_all=False
-        )
+        found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_files={"ioi": file})
         assert found.tasks[1].fresh_from == str(tmp_path / "ioi.jsonl")
         assert len(np.unique(found.tasks[1].fresh.group)) == n
         head = found.tasks[1].heads[0]
@@ -357,7 +355,7 @@ def test_ids_beyond_the_vocabulary_are_refused(mini, small_cache, checkpoint, tm
 
 
 def test_the_command_ends_with_0_3_and_4(small_cache, checkpoint, tmp_path, call):
-    flags = ("--fresh-batches", 4, "--top", 1, "--device", "cpu")
+    flags = ("--fresh-batches", 8, "--top", 1, "--device", "cpu")
     code, out, _ = call(verify_command, checkpoint, "--cache", small_cache.path, *flags)
     assert code == 0
     assert "CONFIRMED" in out
