@@ -42,7 +42,7 @@ def single_thread(mini):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_builds_go_on_and_end_in_the_same_cache(single_thread, tmp_path, kills):
     """At random moments of a build's life: of the sweep, the writing of shards, the merge, the manifest."""
     start = time.monotonic()
