@@ -94,6 +94,7 @@ def test_a_build_goes_on_when_a_worker_is_killed(mini, whole, dask_cluster, tmp_
     assert_same(Cache.open(out), whole)
 
 
+@pytest.mark.slow
 def test_two_local_workers_build_the_same_cache(whole, tmp_path, call):
     out = tmp_path / "out.h5"
     arguments = "--tasks induction,ioi --batches 16 --batch-size 4 --control-batches 16 --workers 2 --device cpu"

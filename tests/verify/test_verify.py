@@ -187,7 +187,16 @@ def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, ch
         default_tolerance(Cache.open(tmp_path / "claims.h5"), mini)
 
 
-@pytest.mark.parametrize("kind", [kind.value for kind in Ablation if kind is not Ablation.ZERO])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind.value
+        if kind in (Ablation.MEAN_TASK, Ablation.COUNTERFACTUAL)
+        else pytest.param(kind.value, marks=pytest.mark.slow)
+        for kind in Ablation
+        if kind is not Ablation.ZERO
+    ],
+)
 def test_a_cache_of_every_ablation_is_replayed(mini, checkpoint, tmp_path, kind):
     """The same replacements are put in at verification as at the build, on the cached prompts and on fresh ones."""
     settings = replace(SMALL, tasks=("induction", "ioi"), ablation=kind)
