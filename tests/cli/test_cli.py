@@ -329,10 +329,10 @@ def test_a_task_that_the_model_cannot_do_is_warned_of_and_recorded(call, tmp_pat
 
 def test_an_interrupt_ends_with_130_and_leaves_nothing_half_written(tmp_path):
     command = [sys.executable, "-m", "mechrl.cli.main", "cache", "build", "--device", "cpu", "--out", "x.h5"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
-    )  # fmt: skip
+    # A background job of a shell ignores interrupts, and what it starts would too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 600
     while not list(tmp_path.glob("x.h5.build/control-*.h5")) and time.monotonic() < deadline:
         time.sleep(0.1)
