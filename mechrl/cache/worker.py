@@ -122,10 +122,10 @@ class Worker:
             if shard.prompts is None:
                 assert shard.spans is not None
                 clean_loss, ablated_loss = self.sweep.control(shard.spans[rows], replacement)
-                estimated = attribute_control(self.sweep, shard.spans[rows], replacement) if self.exact else {}
+                others = attribute_control(self.sweep, shard.spans[rows], replacement) if self.exact else {}
                 if self.pairs is not None:
-                    estimated["sets/pairs"] = self.sweep.control(shard.spans[rows], replacement, self.pairs)[1]
-                return {"clean": clean_loss, "ablated": ablated_loss, **estimated}
+                    others["sets/pairs"] = self.sweep.control(shard.spans[rows], replacement, self.pairs)[1]
+                return {"clean": clean_loss, "ablated": ablated_loss, **others}
             prompts = shard.prompts[rows]
             clean, ablated = self.sweep.task(prompts, replacement)
             direct = self.sweep.direct(prompts, replacement)

@@ -20,7 +20,7 @@ from mechrl.agents.protocol import coverage_k, mean_curve
 from mechrl.agents.verdict import AGENTS
 from mechrl.cache.files import write_whole
 from mechrl.cache.reader import Cache
-from mechrl.cache.top import TopHead
+from mechrl.cache.top import ROLE, TopHead
 from mechrl.report import claims, published
 from mechrl.report.claims import estimate, number
 from mechrl.report.documents import Curves, Joint, VerifiedTask
@@ -30,7 +30,6 @@ from mechrl.report.run import CheckpointFile, OfModel, Run, VerificationFile
 from mechrl.report.tables import search_rows
 
 HERE = Path(__file__).parent
-ROLE_FROM = 0.4  # a measured role is named from this score on
 MOST_CURVES = 6  # baselines in a figure of the benchmark; its table has all
 GPT2_SMALL = ("gpt2", "openai-community/gpt2")
 
@@ -270,12 +269,8 @@ def _cache_part(model: OfModel, cache: Cache) -> Part:
     blocks = [_asked(cache, tops)]
     if not cache.imported:
         blocks.append(_control(cache, tops))
-    after = [_measured_roles(cache)] if _roles(cache) else []
+    after = [_measured_roles(cache)] if cache.roles else []
     return Part(title, facts, blocks, tasks, after)
-
-
-def _roles(cache: Cache) -> dict[str, np.ndarray]:
-    return cache.roles
 
 
 def _asked(cache: Cache, tops: Mapping[str, Sequence[TopHead]]) -> Block:
@@ -397,7 +392,7 @@ def _said_of_head(cache: Cache, task: str, head: str, marked: Mapping[str, bool]
         if head in of:
             notes.append(f"{role} ({source})")
     site = cache.site(head)
-    measured = [f"{name} {values[site]:.2f}" for name, values in _roles(cache).items() if values[site] >= ROLE_FROM]
+    measured = [f"{name} {values[site]:.2f}" for name, values in cache.roles.items() if values[site] >= ROLE]
     if measured:
         notes.append("measured: " + ", ".join(measured))
     return notes
@@ -405,7 +400,7 @@ def _said_of_head(cache: Cache, task: str, head: str, marked: Mapping[str, bool]
 
 def _measured_roles(cache: Cache) -> Block:
     figures = []
-    for role, values in _roles(cache).items():
+    for role, values in cache.roles.items():
         best = np.argsort(-values, kind="stable")[:3]
         said = ", ".join(f"{cache.head(int(site))} ({values[site]:.2f})" for site in best)
         hover = [f"<b>{cache.head(site)}</b> {plain(role)} {value:.3f}" for site, value in enumerate(values)]

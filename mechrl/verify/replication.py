@@ -16,7 +16,7 @@ ALPHA = 0.05
 LEAST_SHARE = 0.05  # of the clean measure
 MOST_RANK, MOST_SHARE = 10, 0.3  # the top: ten heads, or 30 % of them if that is less
 STANDS = 0.95  # of the resamples
-RIVALS = 20
+RANDOM_HEADS = 20
 PLACEBO_CLEAN = 0.2  # of the clean measure: a placebo on which the model does more is none
 COMPLETE = 0.9  # coverage, as in docs/protocol.md
 
@@ -96,11 +96,11 @@ def judge(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTe
         for site, column in zip(tested, columns, strict=True)
     }
     adjusted = holm(p_values)
-    rivals = [i for i in range(len(measured.sites)) if swept or i not in columns]
+    others = [i for i in range(len(measured.sites)) if swept or i not in columns]
     limit = rank_limit(len(measured.sites), len(tested)) if swept else 1
     found = []
     for site, column in zip(tested, columns, strict=True):
-        above = lambda of, column=column: (of[..., rivals] > of[..., [column]]).sum(-1) + 1  # noqa: E731
+        above = lambda of, column=column: (of[..., others] > of[..., [column]]).sum(-1) + 1  # noqa: E731
         ranks = above(scores)
         share = float(measured.damage[:, column].mean()) / measured.clean if measured.clean > 0 else 0.0
         stands = float((ranks <= limit).mean())
@@ -109,7 +109,7 @@ def judge(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTe
             "the model does not do the task" * (measured.clean <= 0),
             f"damage below {LEAST_SHARE:.0%} of the clean measure" * (measured.clean > 0 and share < LEAST_SHARE),
             "score not above zero" * (adjusted[str(site)] > ALPHA),
-            (f"not in the top {limit}" if swept else f"not above {len(rivals)} random heads") * (stands < STANDS),
+            (f"not in the top {limit}" if swept else f"not above {len(others)} random heads") * (stands < STANDS),
         ]
         found.append(
             HeadTest(

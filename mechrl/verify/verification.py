@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mechrl.ablation.replacement import Replacement
 from mechrl.ablation.sweep import Sweep
 from mechrl.agents.checkpoint import CheckpointNote
 from mechrl.agents.policy_search import policy_search
@@ -18,15 +17,15 @@ from mechrl.cache.top import Estimate
 from mechrl.models import Model
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, TaskFile, join
 from mechrl.verify.fresh import known_answers, placebo, unseen_prompts
+from mechrl.verify.live import Live
 from mechrl.verify.replay import check_tokens, default_tolerance, replay_control, replay_task
 from mechrl.verify.replication import (
     PLACEBO_CLEAN,
-    RIVALS,
+    RANDOM_HEADS,
     Completeness,
     HeadTest,
     Measured,
     completeness,
-    estimate,
     judge,
     rank_limit,
 )
@@ -209,10 +208,10 @@ def verify(
             model, cache, task, fresh_batches * cache.batch_size, seed, (fresh_files or {}).get(task)
         )
         train = prompts[prompts.split == TRAIN]
-        live = _Fresh(sweep, fresh, replacements.of_task(task, join([train, fresh]))[len(train) :], cache.batch_size)
+        live = Live(sweep, fresh, replacements.of_task(task, join([train, fresh]))[len(train) :], cache.batch_size)
         swept = replay.seconds * len(fresh) < SWEEP_SECONDS if sweep_all is None else sweep_all
         swept = swept or len(picks) == cache.n_sites
-        measured_sites = np.arange(cache.n_sites) if swept else _with_rivals(cache, picks, seed)
+        measured_sites = np.arange(cache.n_sites) if swept else _with_random_heads(cache, picks, seed)
         permuted = placebo(fresh, seed)
         readings = live.readings([fresh] if permuted is None else [fresh, permuted], measured_sites)
         clean = float(readings[0][0].mean())
@@ -264,53 +263,12 @@ def verify(
     return Verification(cache, note, seed, results, control.difference, tolerance)
 
 
-@dataclass(frozen=True)
-class _Fresh:
-    """Fresh prompts on the live model, batch by batch."""
-
-    sweep: Sweep
-    prompts: Prompts
-    other: Replacement
-    batch_size: int
-
-    def _batches(self) -> list[slice]:
-        return [slice(first, first + self.batch_size) for first in range(0, len(self.prompts), self.batch_size)]
-
-    def readings(self, read: Sequence[Prompts], sites: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Clean logit difference [prompt] and with each site ablated [prompt, column], for each reading."""
-        sets = self.sweep.singles(sites)
-        parts = [
-            self.sweep.readings(self.prompts[rows], [of[rows] for of in read], self.other[rows], sets)
-            for rows in self._batches()
-        ]
-        return [
-            (
-                np.concatenate([clean["logit_diff"] for clean, _ in of_read]),
-                np.concatenate([ablated["logit_diff"] for _, ablated in of_read]),
-            )
-            for of_read in zip(*parts, strict=True)
-        ]
-
-    def of_sets(self, sets: np.ndarray) -> np.ndarray:
-        """The logit difference with the heads of each set ablated, [prompt, set], of bool [set, site]."""
-        parts = [self.sweep.task(self.prompts[rows], self.other[rows], sets)[1] for rows in self._batches()]
-        return np.concatenate([part["logit_diff"] for part in parts])
-
-    def direct(self, sites: Sequence[int]) -> list[Estimate] | None:
-        """The direct effect of each site."""
-        if not self.sweep.plain:
-            return None
-        parts = [self.sweep.direct(self.prompts[rows], self.other[rows]) for rows in self._batches()]
-        effects: np.ndarray = np.concatenate([part for part in parts if part is not None])
-        return [estimate(effects[:, site], self.prompts.group) for site in sites]
-
-
-def _with_rivals(cache: Cache, picks: Sequence[int], seed: int) -> np.ndarray:
+def _with_random_heads(cache: Cache, picks: Sequence[int], seed: int) -> np.ndarray:
     """The picks and, at random, 20 other heads: of their layers, and where those hold fewer, of the other layers."""
     layers = {site // cache.n_heads for site in picks}
     others = np.random.default_rng(seed).permutation([site for site in range(cache.n_sites) if site not in picks])
     near = np.isin(others // cache.n_heads, list(layers))
-    drawn = np.concatenate([others[near], others[~near]])[:RIVALS]
+    drawn = np.concatenate([others[near], others[~near]])[:RANDOM_HEADS]
     return np.sort(np.concatenate([picks, drawn]).astype(int))
 
 

@@ -156,7 +156,11 @@ def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache
         for draw in range(20):
             picks = np.random.default_rng(draw).choice(lower, 3, replace=False).tolist()
             for swept in passed:
-                sites = np.arange(small_cache.n_sites) if swept else verification._with_rivals(small_cache, picks, draw)
+                sites = (
+                    np.arange(small_cache.n_sites)
+                    if swept
+                    else verification._with_random_heads(small_cache, picks, draw)
+                )
                 damage = (clean[:, None] - ablated)[:, sites]
                 measured = Measured(sites, damage, fresh.group, control[:, sites], float(clean.mean()))
                 passed[swept] += sum(not test.why for test in judge(measured, picks, swept))
