@@ -58,7 +58,9 @@ def test_without_a_sweep_a_head_must_be_above_the_random_ones():
 def test_few_groups_and_tasks_that_the_model_does_not_do_pass_nothing():
     few = judge(measured(groups=np.arange(64) % 7), [0], swept=True)
     assert few[0].why == "fewer than 8 groups"
-    assert "the model does not do the task" in judge(measured(clean=-1.0), [0], swept=True)[0].why
+    undone = judge(measured(clean=-1.0), [0], swept=True)[0]
+    assert undone.why == "the model does not do the task"
+    assert undone.share == 0
 
 
 def test_completeness_is_the_share_of_the_best_heads_scores():
