@@ -66,6 +66,12 @@ def test_curves_are_refused_where_heads_hardly_matter():
     assert measure_curves(additive(np.array([0.3, 0.0])), 2, {"any": [0, 1]}).rankings
     for strengths in ([-2.0, 0.0], [-3.0, 0.0], [0.0, -0.5]):  # all heads: nothing, less than nothing, less than none
         assert measure_curves(additive(np.array(strengths)), 2, {"any": [0, 1]}).rankings == {}
+    for full, empty in ((-1.0, -3.0), (0.0, 0.0)):  # the model does not do the task
+
+        def measure(sets, full=full, empty=empty):
+            return np.tile(np.where(sets.all(1), empty, full), (4, 1))
+
+        assert measure_curves(measure, 2, {"any": [0, 1]}).rankings == {}
 
 
 @pytest.fixture
