@@ -71,6 +71,9 @@ def test_an_honest_cache_is_confirmed(result, small_cache):
         assert task.difference < 1e-4
         assert task.swept
         assert task.known[0] == 0, "slot fillers of the evaluation half"
+        prompts = small_cache.prompts(task.task)
+        searched = np.intersect1d(prompts.answers[prompts.split == EVALUATION], task.fresh.answers)
+        assert task.searched == len(searched[searched >= 0])
         assert task.placebo_clean < 0.2 * task.clean
         for head in task.heads:
             assert head.difference < 1e-4
@@ -143,6 +146,17 @@ def test_what_verify_writes_is_what_the_report_reads(mini, small_cache, checkpoi
         assert of.heads[0].damage == pytest.approx(r.heads[0].test.damage)
         assert of.joint[-1].joint == pytest.approx(r.joint[-1].joint)
         assert of.curves.rankings["agent"].cpr == pytest.approx(r.curves.rankings["agent"].cpr)
+
+
+def test_a_placebo_on_which_the_model_still_does_the_task_is_not_asked(mini, small_cache, checkpoint, monkeypatch):
+    """As where answers stand in an order; here they are not permuted at all, and no head may pass for that."""
+    policy, note = load_checkpoint(checkpoint)
+    monkeypatch.setattr(verification, "placebo", lambda prompts, seed: prompts)
+    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=1, sweep_all=False)
+    for task in found.tasks:
+        assert task.placebo_clean == task.clean > 0
+        assert task.placebo is None
+        assert task.placebo_passed == []
 
 
 def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache):
@@ -369,9 +383,20 @@ def test_ids_beyond_the_vocabulary_are_refused(mini, small_cache, checkpoint, tm
 
 def test_the_command_ends_with_0_3_and_4(small_cache, checkpoint, tmp_path, call):
     flags = ("--fresh-batches", 8, "--top", 1, "--device", "cpu")
-    code, out, _ = call(verify_command, checkpoint, "--cache", small_cache.path, *flags)
+    written = tmp_path / "it is.json"
+    code, out, _ = call(verify_command, checkpoint, "--cache", small_cache.path, *flags, "--out", written)
     assert code == 0
     assert "CONFIRMED" in out
+    found = json.loads(written.read_text())
+    assert found["confirmed"]
+    assert found["command"].startswith(f"mechrl-verify {checkpoint} --cache {small_cache.path} --fresh-batches 8")
+    assert found["command"].endswith(f"--out '{written}'"), "a shell takes it as it was"
+    for taken in (checkpoint, small_cache.path):
+        before = taken.read_bytes()
+        code, _, err = call(verify_command, checkpoint, "--cache", small_cache.path, "--out", taken)
+        assert code == 2
+        assert "would overwrite what is verified" in err
+        assert taken.read_bytes() == before
     lying = altered(small_cache, tmp_path / "lying.h5", lambda name, values: values * 0.9)
     code, out, err = call(verify_command, checkpoint, "--cache", lying.path, *flags)
     assert code == 3
@@ -394,6 +419,8 @@ def test_a_cache_of_another_model_is_refused(small_cache, checkpoint, tmp_path):
         check_fits(small_cache, replace(note, ablation="mean"))
     with pytest.raises(FileError, match="built from another model"):
         check_fits(small_cache, note, "f" * 64)
+    with pytest.raises(FileError, match="searches with attribution"):
+        check_fits(small_cache, replace(note, hints=True))
     with pytest.raises(FileError, match="it knows task 'greater_than'"):
         check_fits(small_cache, replace(note, hold_out=["greater_than"]))
 
