@@ -3,12 +3,12 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+# One thread a process: sums of another number of threads differ in the last bit, and a fork hangs on its parent's.
+os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"})
 
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import SMALL
 
 from mechrl.cache.build import build
@@ -22,18 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "security" not in item.path.parts)
 
 
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    """Gives torch its number of threads back: sums of another number of threads differ in the last bit."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def mini() -> Model:
     """The embedded model."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     return load_model("mini", device="cpu")
 
 

@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source tools/install.sh
 install test
 [ -d ../shared/gpt2-tokenizer ] || say "note: the tests that need the GPT-2 tokenizer are skipped, ../shared/gpt2-tokenizer is not here"
-exec python -m pytest "$@"
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" # -n 0: in one process

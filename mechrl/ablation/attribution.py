@@ -17,9 +17,10 @@ from functools import partial
 import numpy as np
 import torch
 
+from mechrl.ablation.direct import written_alone
 from mechrl.ablation.measures import measure
 from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.sweep import Sweep, at, finite, written_alone
+from mechrl.ablation.sweep import Sweep, at, finite
 from mechrl.tasks import Prompts
 
 STEPS = 5

@@ -13,6 +13,7 @@ from numpy.random import RandomState
 
 from mechrl.ablation import ROLES
 from mechrl.ablation.attribution import shows_patterns
+from mechrl.ablation.direct import unscaled
 from mechrl.ablation.sweep import Sweep
 from mechrl.errors import MachineError
 from mechrl.models import Model
@@ -109,9 +110,9 @@ def _copying(sweep: Sweep) -> torch.Tensor | None:
         z_basis = torch.eye(z[0].numel(), device=z.device).unsqueeze(1)
         W_O = block.attn.o(z_basis) - block.attn.o(torch.zeros_like(z_basis))
         for after in (getattr(block, "ln1_post", None), bridge.ln_final):
-            W_O = W_O if after is None else sweep.unscaled(after, W_O)
+            W_O = W_O if after is None else unscaled(sweep.model, after, W_O)
         # The eigenvalues of A B that are not zero are those of B A, which here is as small as a head is wide.
-        circuit = W_O.view(*z.shape[2:], -1) @ vocabulary @ sweep.unscaled(norm, basis)[:, 0] @ W_V
+        circuit = W_O.view(*z.shape[2:], -1) @ vocabulary @ unscaled(sweep.model, norm, basis)[:, 0] @ W_V
         eigenvalues = torch.linalg.eigvals(circuit.cpu().double())
         total = eigenvalues.abs().sum(-1).clamp(min=torch.finfo(torch.float64).tiny)
         scores.append(eigenvalues.real.sum(-1) / total)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mechrl.ablation import reference
 from mechrl.ablation.measures import measure
 from mechrl.ablation.replacement import NOTHING, Replacement
 from mechrl.errors import MachineError
@@ -28,8 +27,6 @@ from mechrl.tasks import Prompts
 CPU_BYTES = 24 * 2**20
 GPU_TOKENS = 2**17  # more at once fills no GPU any better
 FINAL_NORM = "ln_final.hook_in"  # what enters it is what leaves the last block
-# The largest error of a logit that a self-check lets pass, divided by max(1, the largest |logit|).
-SELF_CHECK_LIMITS = {"float32": 1e-5, "tf32": 0.01, "float16": 0.01, "bfloat16": 0.05}
 
 
 class Entry(NamedTuple):
@@ -142,59 +139,6 @@ class Sweep:
         """`hook_z` of each layer in the intact model, [row, position, head, head width], of tokens [row, position]."""
         return [entry.z for entry in self.clean_run(torch.from_numpy(tokens).long().to(self.model.device), None)[0]]
 
-    def direct(self, prompts: Prompts, replacement: Replacement = NOTHING) -> np.ndarray | None:
-        """The direct effect of every head on the logit difference of one batch, in nats, float32 [prompt, site].
-
-        What the ablation takes away of a head's output at the position that is read, through the output projection
-        and the final norm with its scale kept, times the slope of the logit difference there (with one answer and one
-        wrong: the difference of their unembeddings). The direct logit attribution of arXiv 2211.00593.
-
-        :returns: None for a model that does more with a head's output than add it to the residual stream.
-        """
-        if not self.plain:
-            return None
-
-        def direct(rows: np.ndarray) -> torch.Tensor:
-            return self._direct(prompts[rows], replacement[rows])
-
-        groups = self.fitting_memory(direct, len(prompts), int(prompts.length.max()))
-        return finite(torch.cat(groups), "prompt", self.named())
-
-    @torch.inference_mode()
-    def _direct(self, prompts: Prompts, replacement: Replacement) -> torch.Tensor:
-        tokens, last, answers, wrongs = self.tensors(prompts)
-        entries, final = self.clean_run(tokens, last)
-        entries = self.with_other(entries, replacement, last, tokens.shape[1])
-        norm = self.model.bridge.ln_final
-        slope = self._slope(norm(final), answers, wrongs)
-        n_heads, columns = self.model.n_heads, []
-        for entry, block in zip(entries, self.model.bridge.blocks, strict=True):
-            taken = at(entry.z if entry.other is None else entry.z - entry.other, last)
-            written = written_alone(block, taken).flatten(0, 1)
-            kept = self.unscaled(norm, written)  # and then divided by the clean scale
-            effect = (kept.view(n_heads, len(last), -1).float() / self._scale(final)[None, :, 0] * slope).sum(-1)
-            columns.append(effect.T)
-        return torch.cat(columns, 1)
-
-    def unscaled(self, norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """The linear map that a norm is before it divides by the scale of its input, [..., width]."""
-        return (norm(hidden) - norm(torch.zeros_like(hidden))) * self._scale(hidden)
-
-    def _scale(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What a norm divides its input by, float32 [..., 1]."""
-        cfg = self.model.bridge.cfg
-        hidden = hidden.float()
-        centred = hidden if cfg.normalization_type.startswith("RMS") else hidden - hidden.mean(-1, keepdim=True)
-        return (centred.pow(2).mean(-1, keepdim=True) + cfg.eps).sqrt()
-
-    def _slope(self, normed: torch.Tensor, answers: torch.Tensor, wrongs: torch.Tensor) -> torch.Tensor:
-        """The gradient of the logit difference by what leaves the final norm, float32 [row, width]."""
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = normed.clone().requires_grad_()
-            logits = self.unembed(normed.clone(), normed=leaf)
-            difference = measure(logits, logits.detach(), answers.clone(), wrongs.clone())["logit_diff"]
-            return torch.autograd.grad(difference.sum(), leaf)[0][:, 0].float()
-
     @torch.inference_mode()
     def _adds_plainly(self) -> bool:
         """Whether the blocks add to the residual stream what their heads and their MLP write, and nothing else."""
@@ -267,40 +211,6 @@ class Sweep:
         :returns: [set, row, vocabulary].
         """
         return self.unembed(self._ablated(entries, sets, last)).view(len(sets), len(last), -1)
-
-    def self_check(
-        self,
-        prompts: Prompts,
-        expected: torch.Tensor,
-        arithmetic: str = "float32",
-        replacement: Replacement = NOTHING,
-    ) -> float:
-        """The largest difference to the slow reference, over heads of the first, the middle and the last layer.
-
-        :param expected: what `check_logits` gave for these prompts, in float32.
-        :param arithmetic: what the sweep computes in; a key of SELF_CHECK_LIMITS.
-        :param replacement: what is put in, on these prompts.
-        :returns: the largest absolute difference of a logit, divided by that of a logit, or by 1 if it is smaller.
-        :raises MachineError: it is above the limit: this model cannot be swept correctly.
-        """
-        tokens, last, _, _ = self.tensors(prompts)
-        with torch.inference_mode():
-            entries, final = self.clean_run(tokens, last)
-            entries = self.with_other(entries, replacement, last, tokens.shape[1])
-            # A model that looks ahead would see the padding: rows of full length must not change when they get some.
-            longer = torch.nn.functional.pad(tokens, (0, int(tokens.shape[1] < self.model.n_ctx)))
-            found = [self.unembed(final), self.unembed(self.clean_run(longer, last)[1])]
-        for sites in check_sites(self.model):
-            found += self.logits(entries, self.singles(sites), last)
-        error = (torch.stack(found) - torch.cat([expected[:1], expected])).abs().max().item()
-        largest = max(1.0, expected.abs().max().item())
-        if not error <= SELF_CHECK_LIMITS[arithmetic] * largest:
-            raise MachineError(
-                f"self-check failed: the sweep in {arithmetic} differs from one hook per head in float32 by "
-                f"{error:.2g} at logits up to {largest:.3g}. {self.model.name!r} cannot be swept correctly on "
-                f"{self.model.device}"
-            )
-        return error / largest
 
     def fitting_memory(self, sweep: Callable, n_rows: int, positions: int, weight: int = 1) -> list:
         """`sweep` of the rows in as many equal groups as memory needs; out of memory, once more with half of it.
@@ -468,30 +378,6 @@ def fitting_tokens(model: Model) -> int:
     return min(GPU_TOKENS, 2 ** int(np.log2(max(1, free // 2 // token_bytes))))
 
 
-def check_sites(model: Model) -> list[list[int]]:
-    """The sites that a self-check looks at, those of one layer together."""
-    heads = sorted({0, model.n_heads // 2, model.n_heads - 1})
-    layers = sorted({0, model.n_layers // 2, model.n_layers - 1})
-    return [[layer * model.n_heads + head for head in heads] for layer in layers]
-
-
-@torch.inference_mode()
-def check_logits(model: Model, prompts: Prompts, replacement: Replacement = NOTHING) -> torch.Tensor:
-    """What the slow reference gives for a self-check: clean, then each of its heads, [1 + head, row, vocabulary].
-
-    Ask before the model is cast to another dtype, and the check compares that dtype with float32.
-    """
-    tokens = torch.from_numpy(prompts.tokens[:, : prompts.length.max()]).long().to(model.device)
-    sites = [site for of_layer in check_sites(model) for site in of_layer]
-    rows = np.arange(len(prompts))
-    return torch.stack(
-        [
-            reference.logits(model, tokens, site, replacement, prompts.length)[rows, prompts.length - 1]
-            for site in (None, *sites)
-        ]
-    )
-
-
 def skipped(blocks: Any) -> AbstractContextManager[None]:
     """For the time of the call these blocks hand on their input and compute nothing."""
     return replaced(blocks, lambda hidden_states, *args, **kwargs: hidden_states)
@@ -543,20 +429,6 @@ def _chunked_loss(
 def _width(model: Model) -> int:
     """The width of a block's widest tensor."""
     return int(getattr(model.bridge.cfg, "d_mlp", None) or 4 * model.bridge.cfg.d_model)
-
-
-def written_alone(block: Any, z: torch.Tensor) -> torch.Tensor:
-    """What each head of a block writes by itself, through its part of the output projection and without the bias.
-
-    :param z: [row, position, head, head width].
-    :returns: [head, row, position, width].
-    """
-    n_heads = z.shape[2]
-    alone = z.new_zeros(n_heads, *z.shape)
-    for head in range(n_heads):
-        alone[head, :, :, head] = z[:, :, head]
-    written = block.attn.o(alone.flatten(3).flatten(0, 1)) - block.attn.o(torch.zeros_like(z[:1]).flatten(2))
-    return written.unflatten(0, (n_heads, len(z)))
 
 
 def at(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

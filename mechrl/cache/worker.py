@@ -10,9 +10,11 @@ import torch
 
 import mechrl
 from mechrl.ablation.attribution import attribute_control, attribute_task, head_features
+from mechrl.ablation.direct import direct_effect
 from mechrl.ablation.pairs import as_sets, pair_sites
 from mechrl.ablation.replacement import Replacement
-from mechrl.ablation.sweep import Sweep, check_logits
+from mechrl.ablation.self_check import check_logits, self_check
+from mechrl.ablation.sweep import Sweep
 from mechrl.cache.merge import Piece
 from mechrl.errors import FileError, MachineError, UsageError
 from mechrl.models import Model, cast
@@ -93,7 +95,7 @@ class Worker:
             self.exact = recipe.dtype == "float32"  # gradients in less vanish, and take minutes on a CPU
             self.sweep = Sweep(model, recipe.pass_tokens)
             arithmetic = "tf32" if recipe.tf32 else recipe.dtype
-            self.self_check_error = self.sweep.self_check(prompts, expected, arithmetic, replacement)
+            self.self_check_error = self_check(self.sweep, prompts, expected, arithmetic, replacement)
         except (RuntimeError, ValueError, LookupError, AttributeError) as error:
             raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
         self._alone = threading.Lock()  # hooks of two sweeps at once would act on each other
@@ -128,7 +130,7 @@ class Worker:
                 return {"clean": clean_loss, "ablated": ablated_loss, **others}
             prompts = shard.prompts[rows]
             clean, ablated = self.sweep.task(prompts, replacement)
-            direct = self.sweep.direct(prompts, replacement)
+            direct = direct_effect(self.sweep, prompts, replacement)
             others = head_features(self.sweep, prompts)
             if self.exact:
                 others |= attribute_task(self.sweep, prompts, replacement)

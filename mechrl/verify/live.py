@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mechrl.ablation.direct import direct_effect
 from mechrl.ablation.replacement import Replacement
 from mechrl.ablation.sweep import Sweep
 from mechrl.cache.top import Estimate
@@ -50,8 +51,9 @@ class Live:
 
     def direct(self, sites: Sequence[int]) -> list[Estimate] | None:
         """The direct effect of each site."""
-        if not self.sweep.plain:
+        parts = [direct_effect(self.sweep, self.prompts[rows], self.other[rows]) for rows in self._batches()]
+        effects = [part for part in parts if part is not None]
+        if not effects:
             return None
-        parts = [self.sweep.direct(self.prompts[rows], self.other[rows]) for rows in self._batches()]
-        effects: np.ndarray = np.concatenate([part for part in parts if part is not None])
-        return [estimate(effects[:, site], self.prompts.group) for site in sites]
+        of_all = np.concatenate(effects)
+        return [estimate(of_all[:, site], self.prompts.group) for site in sites]

@@ -10,7 +10,8 @@ import torch
 
 from mechrl.ablation import MEASURES, reference
 from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.sweep import SELF_CHECK_LIMITS, Sweep
+from mechrl.ablation.self_check import LIMITS
+from mechrl.ablation.sweep import Sweep
 from mechrl.agents.checkpoint import CheckpointNote
 from mechrl.cache.reader import Cache
 from mechrl.errors import FileError
@@ -102,11 +103,11 @@ def default_tolerance(cache: Cache, model: Model) -> float:
     :raises FileError: the file says it was computed in an arithmetic that there is not.
     """
     arithmetic = "tf32" if cache.attributes.get("tf32") else cache.attributes["dtype"]
-    if arithmetic not in SELF_CHECK_LIMITS:
+    if arithmetic not in LIMITS:
         raise FileError(f"{cache.path}: no such arithmetic as {arithmetic!r}")
     if arithmetic == "float32":
         return TOLERANCE
-    error = min(abs(cache.attributes["self_check_error"]), SELF_CHECK_LIMITS[arithmetic])
+    error = min(abs(cache.attributes["self_check_error"]), LIMITS[arithmetic])
     tokens = torch.from_numpy(cache.content.arrays["/control/tokens"][:4]).long().to(model.device)
     return max(TOLERANCE, 10 * error * float(reference.logits(model, tokens).abs().max()))
 

@@ -8,6 +8,7 @@ from test_sweep import constant_of_head
 from transformers import AutoModelForCausalLM
 
 from mechrl.ablation import Ablation, reference
+from mechrl.ablation.direct import direct_effect
 from mechrl.ablation.replacement import LEAST, NOTHING, Replacement, Replacements, mean_table, others
 from mechrl.ablation.sweep import Sweep
 from mechrl.errors import UsageError
@@ -173,7 +174,7 @@ def test_direct_effects_equal_a_computation_by_hand(tmp_path):
     prompts = generate(TASKS["ioi"], model.vocabulary, 3, TRAIN)
     sweep = Sweep(model)
     other = some_replacements(Ablation.ZERO_RAW, sweep).of_task("ioi", prompts)
-    found = sweep.direct(prompts, other)
+    found = direct_effect(sweep, prompts, other)
     for i, (row, n) in enumerate(zip(prompts.tokens, prompts.length, strict=True)):
         seen = {}
         handles = [
@@ -204,7 +205,7 @@ def test_in_the_last_layer_of_a_planted_model_damage_is_direct(tmp_path):
     sweep = Sweep(model)
     clean, ablated = sweep.task(prompts)
     damage = clean["logit_diff"][:, None] - ablated["logit_diff"]
-    np.testing.assert_allclose(sweep.direct(prompts), damage, atol=1e-3)
+    np.testing.assert_allclose(direct_effect(sweep, prompts), damage, atol=1e-3)
     assert damage[:, 9].min() > 1
 
 
@@ -215,7 +216,7 @@ def test_with_several_answers_the_direct_effect_is_the_slope_of_the_logit_differ
     assert prompts.answers.shape[1] > 1
     none = sweep.task(prompts)
     step = 1e-2
-    site = np.abs(sweep.direct(prompts)).mean(0)[40:].argmax() + 40
+    site = np.abs(direct_effect(sweep, prompts)).mean(0)[40:].argmax() + 40
     z = sweep.head_outputs(prompts.tokens)[5][:, :, site % 8].numpy()
     # A table holds one row for all prompts, so one prompt at a time.
     for i in range(4):
@@ -224,11 +225,11 @@ def test_with_several_answers_the_direct_effect_is_the_slope_of_the_logit_differ
         table[5, :, site % 8] = (1 - step) * z[i, :n][::-1]
         near = sweep.task(prompts[i : i + 1], Replacement(table=table))[1]["logit_diff"][0, site]
         moved = (none[0]["logit_diff"][i] - near) / step
-        direct = sweep.direct(prompts[i : i + 1])[0, site]
+        direct = direct_effect(sweep, prompts[i : i + 1])[0, site]
         assert abs(moved - direct) < 0.3 * abs(direct) + 0.05, "up to what the MLP of its layer and the norm do"
 
 
 def test_where_a_norm_follows_attention_there_is_no_direct_effect(architecture):
     name, _, model = architecture
-    found = Sweep(model).direct(generate(TASKS["ioi"], model.vocabulary, 3, TRAIN), NOTHING)
+    found = direct_effect(Sweep(model), generate(TASKS["ioi"], model.vocabulary, 3, TRAIN), NOTHING)
     assert (found is None) == (name == "gemma2")

@@ -13,7 +13,8 @@ from mechrl.ablation import Ablation, reference
 from mechrl.ablation import sweep as sweep_module
 from mechrl.ablation.flops import Shape
 from mechrl.ablation.replacement import Replacements
-from mechrl.ablation.sweep import Sweep, check_logits, skipped
+from mechrl.ablation.self_check import check_logits, self_check
+from mechrl.ablation.sweep import Sweep, skipped
 from mechrl.errors import MachineError
 from mechrl.models import load_model
 from mechrl.tasks import TASKS, TRAIN, Prompts, generate
@@ -255,12 +256,12 @@ def test_blocks_run_again_after_an_error(architecture, prompts):
 def test_self_check_passes_and_can_fail(architecture, prompts):
     model = architecture[2]
     expected = check_logits(model, prompts)
-    assert Sweep(model).self_check(prompts, expected) <= 1e-5
+    assert self_check(Sweep(model), prompts, expected) <= 1e-5
     for row in range(len(expected)):  # the clean run, and each of the heads
         wrong = expected.clone()
         wrong[row] += 0.01
         with pytest.raises(MachineError, match="self-check failed"):
-            Sweep(model).self_check(prompts, wrong)
+            self_check(Sweep(model), prompts, wrong)
 
 
 def test_sweep_finds_exactly_the_planted_heads(tmp_path):

@@ -48,7 +48,6 @@ def trained(cache):
 
 
 def run_training(cache, seed=0, plan_k=1, steps=8000):
-    torch.set_num_threads(1)
     preset = replace(PRESETS["default"], n_envs=16)
     episodes = Episodes(ScoreTable.from_cache(cache, TASKS), 16, PICKS, drop_signal=preset.drop_signal)
     return train(episodes, preset, steps=steps, seed=seed, plan_k=plan_k)

@@ -55,7 +55,6 @@ def trained(cache):
 
 
 def run_training(cache, seed=0, steps=6000, **others):
-    torch.set_num_threads(1)
     return train_heads(cache, TRAINED, picks=PICKS, steps=steps, seed=seed, **others)
 
 

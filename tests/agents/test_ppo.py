@@ -37,7 +37,6 @@ class SameDraws(PlanningPolicy):
 
 def both(table):
     """The lean one and the slow reference, which gets a policy without any code of ours."""
-    torch.set_num_threads(1)
     kinds = ((LeanPPO, SameDraws), (MaskablePPO, MaskableActorCriticPolicy))
     return [
         kind(policy, HeadVecEnv(Episodes(table, ENVS, PICKS, drop_signal=0.25), 4),

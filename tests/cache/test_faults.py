@@ -23,30 +23,16 @@ SETTINGS = BuildSettings(tasks=("induction", "ioi"), batches=8, batch_size=2, co
 
 def in_a_process(model, out):
     """A process that builds, forked from this one so that it need not load the model."""
-
-    def run():
-        torch.set_num_threads(1)
-        build(model, SETTINGS, out)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
+    process = multiprocessing.get_context("fork").Process(target=build, args=(model, SETTINGS, out))
     process.start()
     return process
 
 
-@pytest.fixture
-def single_thread(mini):
-    """A forked process hangs on the threads that its parent had."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield mini
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_builds_go_on_and_end_in_the_same_cache(single_thread, tmp_path, kills):
+def test_killed_builds_go_on_and_end_in_the_same_cache(mini, tmp_path, kills):
     """At random moments of a build's life: of the sweep, the writing of shards, the merge, the manifest."""
     start = time.monotonic()
-    process = in_a_process(single_thread, tmp_path / "whole.h5")
+    process = in_a_process(mini, tmp_path / "whole.h5")
     process.join()
     duration = time.monotonic() - start
     whole = Cache.open(tmp_path / "whole.h5").sha256
@@ -54,7 +40,7 @@ def test_killed_builds_go_on_and_end_in_the_same_cache(single_thread, tmp_path, 
     killed, found, had_parts = 0, set(), 0
     while killed < kills:
         out = tmp_path / f"{killed}.h5"
-        process = in_a_process(single_thread, out)
+        process = in_a_process(mini, out)
         start = time.monotonic()
         # A third of the kills fall into the last tenth, where files are merged and put in place.
         process.join(duration * (rng.uniform(0.9, 1) if killed % 3 == 0 else rng.uniform(0.02, 1)))
@@ -67,7 +53,7 @@ def test_killed_builds_go_on_and_end_in_the_same_cache(single_thread, tmp_path, 
         process.join()
         killed += 1
         had_parts += any((tmp_path / f"{out.name}.build").glob("*.h5"))
-        process = in_a_process(single_thread, out)
+        process = in_a_process(mini, out)
         process.join()
         assert process.exitcode == 0
         found.add(Cache.open(out).sha256)

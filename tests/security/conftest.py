@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers import table_cache
 
 from mechrl.agents.checkpoint import CheckpointNote, save_checkpoint
@@ -24,7 +23,6 @@ N_LAYERS, N_HEADS, PICKS = 2, 3, 2
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `good.h5`, `good.zip` (policy `paper`) and `heads.zip` (policy `heads`), an
     `imported.h5` and a `part.h5` of a build. Not to be changed."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("honest")
     rng = np.random.default_rng(0)
     damage = {task: rng.normal(size=(8, 6)).astype(np.float32) for task in ("a", "b", "c")}

@@ -104,7 +104,6 @@ def run(seeds: range, honest: Path, folder: Path) -> dict[int, tuple[str, float,
 
 @pytest.mark.parametrize("n", [200, pytest.param(2060, marks=pytest.mark.slow)])
 def test_changed_files_open_or_are_refused_and_do_nothing_else(honest, tmp_path, n):
-    torch.set_num_threads(1)
     for file in ("good.zip", "heads.zip", "good.h5", "imported.h5", "part.h5"):
         assert use(Path(shutil.copy(honest / file, tmp_path))) in (
             "opened",

@@ -36,7 +36,6 @@ SECONDS = 10
 @pytest.fixture
 def folder(honest: Path, tmp_path: Path) -> Path:
     """A folder of its own with the honest files in it."""
-    torch.set_num_threads(1)
     for name in ("good.h5", "good.zip", "heads.zip"):
         shutil.copy(honest / name, tmp_path)
     return tmp_path
