@@ -51,12 +51,10 @@ def self_check(
     tokens, last, _, _ = sweep.tensors(prompts)
     entries, final = sweep.clean_run(tokens, last)
     entries = sweep.with_other(entries, replacement, last, tokens.shape[1])
-    # A model that looks ahead would see the padding: rows of full length must not change when they get some.
-    longer = torch.nn.functional.pad(tokens, (0, int(tokens.shape[1] < model.n_ctx)))
-    found = [sweep.unembed(final), sweep.unembed(sweep.clean_run(longer, last)[1])]
+    found = [sweep.unembed(final)]
     for sites in _sites(model):
         found += sweep.logits(entries, sweep.singles(sites), last)
-    error = (torch.stack(found) - torch.cat([expected[:1], expected])).abs().max().item()
+    error = (torch.stack(found) - expected).abs().max().item()
     largest = max(1.0, expected.abs().max().item())
     if not error <= LIMITS[arithmetic] * largest:
         raise MachineError(

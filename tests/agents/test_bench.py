@@ -14,14 +14,18 @@ from helpers import table_cache, with_attribution
 from mechrl.agents import bench as benchmark
 from mechrl.agents import methods
 from mechrl.agents.bench import bench
+from mechrl.agents.heads_training import train_heads
+from mechrl.agents.orders import z_scored
 from mechrl.agents.ppo import PRESETS
-from mechrl.agents.problem import Problem, families
+from mechrl.agents.problem import Problem, episode_attribution, families
 from mechrl.agents.verdict import NO_DIFFERENCE, UNDECIDED, WINS, Verdict, choose_comparators
 from mechrl.cache.files import manifest_path
 from mechrl.cache.imported import import_table
+from mechrl.cache.reader import Cache
 from mechrl.cli.bench import bench as command
 from mechrl.errors import MachineError, UsageError
 from mechrl.report.benchmark import as_dict, sentence
+from mechrl.tasks import TRAIN
 
 QUICK = ["random", "static order", "Gaussian, expected improvement", "sweep on 1 prompt"]
 
@@ -219,7 +223,17 @@ def test_the_agent_is_trained_with_and_without_attribution_and_compared(cache, t
     """Everything at once, with little training: both agents, comparators and sentences."""
     monkeypatch.setitem(PRESETS, "heads", replace(PRESETS["heads"], steps=256))
     path = with_attribution(cache, tmp_path / "t.h5").path
+    hints = []
+
+    def watched(*args, **kwargs):
+        hints.append(kwargs["hints"])
+        return train_heads(*args, **kwargs)
+
+    monkeypatch.setattr("mechrl.agents.heads_training.train_heads", watched)
     found = bench([path], names=["agent", "agent with attribution", "static order", "attribution"], seeds=1, workers=1)
+    shown = [z_scored(episode_attribution(Cache.open(path), task, TRAIN)) for task in "bc"]
+    assert sorted(given is None for given in hints) == [False] * 3 + [True] * 3
+    np.testing.assert_array_equal(next(given for given in hints if given is not None), np.concatenate(shown))
     assert [v.track for v in found.verdicts] == ["scores", "attribution"]
     for verdict, other in zip(found.verdicts, ("static order", "attribution"), strict=True):
         assert verdict.comparators == {str(path): dict.fromkeys("abc", other)}
