@@ -234,7 +234,7 @@ def deflated_tensor_in_the_policy(folder):
 
 
 def note_of_millions_of_lists(folder):
-    path = rezipped(folder, {"mechrl.json": b"[" + b"[]," * (2 * 10**6) + b"[]]"})
+    path = rezipped(folder, {"mechrl.json": b"[" + b"[]," * (8 * 10**6) + b"[]]"})
     return path, lambda: json.loads(member(path, "mechrl.json").read())
 
 
@@ -247,7 +247,7 @@ def note_of_a_giant_policy(folder):
 def directory_of_many_members(folder):
     """zipfile makes an object of each, and there is but one."""
     entry = b"PK\1\2" + bytes(24) + struct.pack("<HHH", 1, 0, 0) + bytes(12) + b"x"
-    directory = entry * 400_000
+    directory = entry * 650_000
     path = folder / "evil.zip"
     path.write_bytes(directory + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(directory), 0, 0))
     return path, lambda: zipfile.ZipFile(path)
@@ -440,7 +440,7 @@ def group_that_steers_the_terminal(folder):
 def manifest_of_millions_of_lists(folder):
     path = changed(folder, lambda file: None)
     manifest = path.with_name("evil.h5.json")
-    manifest.write_bytes(b"[" + b"[]," * (2 * 10**6) + b"[]]")
+    manifest.write_bytes(b"[" + b"[]," * (8 * 10**6) + b"[]]")
     return path, lambda: json.loads(manifest.read_text())
 
 
