@@ -1,6 +1,7 @@
 """Each hostile file does harm to whoever reads it plainly, and none to whoever reads it with mechrl."""
 
 import contextlib
+import gc
 import json
 import re
 import resource
@@ -48,6 +49,7 @@ class TooLong(BaseException):
 @contextlib.contextmanager
 def little_memory(time: int = 60):
     """No more than MEMORY beyond what the process has, and no more than `time` seconds."""
+    gc.collect()  # what earlier tests left behind would be collected meanwhile, and be memory to spare
     before = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
