@@ -7,46 +7,37 @@ import numpy as np
 
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import ROLE, TopHead
-from mechrl.report import claims, published
-from mechrl.report.blocks import Block, Figure, Part, Table, TaskSection
+from mechrl.report import published
+from mechrl.report.blocks import Block, Figure, Table
 from mechrl.report.claims import estimate, number
 from mechrl.report.figures import heatmap, plain
-from mechrl.report.findings import control_weight, heads_in_order
-from mechrl.report.of_search import searched
-from mechrl.report.of_verification import verified
-from mechrl.report.run import OfModel, VerificationFile
+from mechrl.report.run import VerificationFile
 
 GPT2_SMALL = ("gpt2", "openai-community/gpt2")
 
 
-def cache_part(model: OfModel, cache: Cache) -> Part:
-    weight = control_weight(model, cache)
-    tops = {task: heads_in_order(cache, task, weight) for task in cache.tasks}
+def facts(cache: Cache, control_weight: float) -> list[tuple[str, str]]:
+    """What its numbers are of."""
     a = cache.attributes
     facts = [("model", str(a["model"])), ("heads", f"{cache.n_layers} layers × {cache.n_heads} heads")]
     if cache.imported:
-        facts += [("imported from", str(a["imported"])), ("table, sha256", str(a["imported_sha256"]))]
-        title = "scores measured elsewhere"
-        facts.append(("what is not known", "prompts, ablation, damage and control: it cannot be replayed"))
+        facts += [
+            ("imported from", str(a["imported"])),
+            ("table, sha256", str(a["imported_sha256"])),
+            ("what is not known", "prompts, ablation, damage and control: it cannot be replayed"),
+        ]
     else:
-        title = f"{a['ablation']} ablation"
         facts += [
             ("ablation", f"{a['ablation']} ({a['weight_processing']})"),
             ("computed in", f"{a['dtype']}{', TF32' if a.get('tf32') else ''}, on {a.get('device', '?')}"),
             ("control", f"{a['control_source']}, {len(cache.control_damage)} spans"),
-            ("score", f"damage − {weight:g} × control damage"),
+            ("score", f"damage − {control_weight:g} × control damage"),
             ("seed", str(a["seed"])),
         ]
-    facts.append(("cache", f"{cache.path}, content {cache.sha256[:12]}"))
-    tasks = [_task(model, cache, task, tops, weight) for task in cache.tasks]
-    blocks = [_asked(cache, tops)]
-    if not cache.imported:
-        blocks.append(_control(cache, tops))
-    after = [_measured_roles(cache)] if cache.roles else []
-    return Part(title, facts, blocks, tasks, after)
+    return [*facts, ("cache", f"{cache.path}, content {cache.sha256[:12]}")]
 
 
-def _asked(cache: Cache, tops: Mapping[str, Sequence[TopHead]]) -> Block:
+def asked(cache: Cache, tops: Mapping[str, Sequence[TopHead]]) -> Block:
     """What was asked, a row a task."""
     rows = []
     for task in cache.tasks:
@@ -66,7 +57,7 @@ def _asked(cache: Cache, tops: Mapping[str, Sequence[TopHead]]) -> Block:
     return Block("What was asked", tables=[Table(columns, rows, caption)])
 
 
-def _control(cache: Cache, tops: Mapping[str, Sequence[TopHead]]) -> Block:
+def control(cache: Cache, tops: Mapping[str, Sequence[TopHead]]) -> Block:
     heads = tops[cache.tasks[0]]
     hover = [f"<b>{h.head}</b> control damage {estimate(h.control, 4)} nats per token" for h in heads]
     values = np.array([h.control[0] for h in heads if h.control])
@@ -95,24 +86,7 @@ def published_roles(cache: Cache, task: str) -> dict[str, tuple[list[str], str]]
     return published.ROLES.get(task, {})
 
 
-def _task(model: OfModel, cache: Cache, task: str, tops: Mapping[str, Sequence[TopHead]], weight: float) -> TaskSection:
-    heads = tops[task]
-    files = [f for f in model.verifications if f.content.cache_sha256 == cache.sha256 and task in f.content.tasks]
-    if files:
-        claim = claims.of_verification(files[0].content.tasks[task], cache.attributes["ablation"])
-        claim += claims.of_verdict(files[0].content)
-    else:
-        claim = claims.of_cache(cache, task, heads)
-    blocks = [_maps(cache, task, heads, files)]
-    for file in files:
-        blocks += verified(file, task)
-    for checkpoint in model.checkpoints:
-        if checkpoint.note.cache_sha256 == cache.sha256 and task in (checkpoint.evaluations or {}):
-            blocks.append(searched(checkpoint, task))
-    return TaskSection(task, claim, blocks)
-
-
-def _maps(cache: Cache, task: str, heads: Sequence[TopHead], files: Sequence[VerificationFile]) -> Block:
+def maps(cache: Cache, task: str, heads: Sequence[TopHead], files: Sequence[VerificationFile]) -> Block:
     """Heat maps of damage and score, and all heads in numbers."""
     marked: dict[str, bool] = {}
     for file in files:
@@ -171,7 +145,7 @@ def _said_of_head(cache: Cache, task: str, head: str, marked: Mapping[str, bool]
     return notes
 
 
-def _measured_roles(cache: Cache) -> Block:
+def measured_roles(cache: Cache) -> Block:
     figures = []
     for role, values in cache.roles.items():
         best = np.argsort(-values, kind="stable")[:3]

@@ -3,25 +3,11 @@
 from collections.abc import Sequence
 
 from mechrl.report import claims
-from mechrl.report.blocks import Block, Figure, Part, Table, TaskSection
+from mechrl.report.blocks import Block, Figure, Table
 from mechrl.report.claims import estimate, number
 from mechrl.report.documents import Curves, Joint, VerifiedTask
 from mechrl.report.figures import joint_bars, lines
 from mechrl.report.run import VerificationFile
-
-
-def part_without_cache(file: VerificationFile) -> Part:
-    content = file.content
-    tasks = [
-        TaskSection(
-            name,
-            claims.of_verification(task, content.ablation or "unknown") + claims.of_verdict(content),
-            verified(file, name),
-        )
-        for name, task in content.tasks.items()
-    ]
-    facts = [("model", content.model or "?"), ("ablation", content.ablation or "?"), ("verification", str(file.path))]
-    return Part("verification of a cache that is not here", facts, [], tasks, [])
 
 
 def verified(file: VerificationFile, name: str) -> list[Block]:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from plotly.offline import get_plotlyjs
 
 import mechrl
 from mechrl.cache.files import write_whole
-from mechrl.report import claims
-from mechrl.report.blocks import ModelSection, Table
-from mechrl.report.findings import bench_on_caches
-from mechrl.report.of_cache import cache_part
-from mechrl.report.of_search import compared
-from mechrl.report.of_verification import part_without_cache
-from mechrl.report.run import OfModel, Run
+from mechrl.cache.reader import Cache
+from mechrl.cache.top import TopHead
+from mechrl.report import claims, of_cache
+from mechrl.report.blocks import ModelSection, Part, Table, TaskSection
+from mechrl.report.findings import bench_on_caches, control_weight, heads_in_order
+from mechrl.report.of_search import compared, searched
+from mechrl.report.of_verification import verified
+from mechrl.report.run import OfModel, Run, VerificationFile
 
 HERE = Path(__file__).parent
 
@@ -54,8 +55,8 @@ def _script_hash(script: str) -> str:
 
 
 def _model(model: OfModel) -> ModelSection:
-    parts = [cache_part(model, cache) for cache in model.caches]
-    parts += [part_without_cache(f) for f in model.verifications if model.cache(f.content.cache_sha256) is None]
+    parts = [_cache_part(model, cache) for cache in model.caches]
+    parts += [_part_without_cache(f) for f in model.verifications if model.cache(f.content.cache_sha256) is None]
     return ModelSection(
         claims.shown_model(model.name),
         model.sha256,
@@ -66,6 +67,51 @@ def _model(model: OfModel) -> ModelSection:
         list(_commands(model)),
         _fingerprints(model),
     )
+
+
+def _cache_part(model: OfModel, cache: Cache) -> Part:
+    weight = control_weight(model, cache)
+    tops = {task: heads_in_order(cache, task, weight) for task in cache.tasks}
+    blocks = [of_cache.asked(cache, tops)]
+    if not cache.imported:
+        blocks.append(of_cache.control(cache, tops))
+    return Part(
+        "scores measured elsewhere" if cache.imported else f"{cache.attributes['ablation']} ablation",
+        of_cache.facts(cache, weight),
+        blocks,
+        [_task(model, cache, task, tops[task]) for task in cache.tasks],
+        [of_cache.measured_roles(cache)] if cache.roles else [],
+    )
+
+
+def _task(model: OfModel, cache: Cache, task: str, heads: Sequence[TopHead]) -> TaskSection:
+    files = [f for f in model.verifications if f.content.cache_sha256 == cache.sha256 and task in f.content.tasks]
+    if files:
+        claim = claims.of_verification(files[0].content.tasks[task], cache.attributes["ablation"])
+        claim += claims.of_verdict(files[0].content)
+    else:
+        claim = claims.of_cache(cache, task, heads)
+    blocks = [of_cache.maps(cache, task, heads, files)]
+    for file in files:
+        blocks += verified(file, task)
+    for checkpoint in model.checkpoints:
+        if checkpoint.note.cache_sha256 == cache.sha256 and task in (checkpoint.evaluations or {}):
+            blocks.append(searched(checkpoint, task))
+    return TaskSection(task, claim, blocks)
+
+
+def _part_without_cache(file: VerificationFile) -> Part:
+    content = file.content
+    tasks = [
+        TaskSection(
+            name,
+            claims.of_verification(task, content.ablation or "unknown") + claims.of_verdict(content),
+            verified(file, name),
+        )
+        for name, task in content.tasks.items()
+    ]
+    facts = [("model", content.model or "?"), ("ablation", content.ablation or "?"), ("verification", str(file.path))]
+    return Part("verification of a cache that is not here", facts, [], tasks, [])
 
 
 def _notes(model: OfModel) -> Iterable[str]:
