@@ -208,7 +208,7 @@ class Cache:
         return self.content.arrays["/sets/pairs/sites"], self.clean(task)[:, None] - ablated
 
     def direct(self, task: str) -> np.ndarray | None:
-        """Direct effect of each head on the logit difference, [prompt, site], see `Sweep.direct`; None if not there."""
+        """Direct effect of each head on the logit difference, [prompt, site]: `ablation.direct`; None if not there."""
         self.check_task(task)
         return self.content.arrays.get(f"/tasks/{task}/direct")
 

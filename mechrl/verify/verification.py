@@ -41,7 +41,7 @@ class HeadResult:
     :param cached: its score on the evaluation prompts, in the cache; `live`: the same, measured now.
     :param difference: the largest one between a live and a cached number, over prompts and control spans.
     :param test: its test on fresh prompts.
-    :param direct: its direct effect on the fresh prompts, see `Sweep.direct`; None where there is none.
+    :param direct: its direct effect on the fresh prompts, see `ablation.direct`; None where there is none.
     :param elsewhere: its mean damage on the cache's other tasks; None where there are none.
     """
 

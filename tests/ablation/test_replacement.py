@@ -8,7 +8,7 @@ from test_sweep import constant_of_head
 from transformers import AutoModelForCausalLM
 
 from mechrl.ablation import Ablation, reference
-from mechrl.ablation.direct import direct_effect
+from mechrl.ablation.direct import direct_effect, unscaled
 from mechrl.ablation.replacement import LEAST, NOTHING, Replacement, Replacements, mean_table, others
 from mechrl.ablation.sweep import Sweep
 from mechrl.errors import UsageError
@@ -233,3 +233,11 @@ def test_where_a_norm_follows_attention_there_is_no_direct_effect(architecture):
     name, _, model = architecture
     found = direct_effect(Sweep(model), generate(TASKS["ioi"], model.vocabulary, 3, TRAIN), NOTHING)
     assert (found is None) == (name == "gemma2")
+
+
+def test_a_norm_without_its_scale_is_linear(architecture):
+    model = architecture[2]
+    norm, one, other = model.bridge.ln_final, *(2 + torch.randn(2, 5, 3, 32, generator=torch.manual_seed(0)))
+    sums = unscaled(model, norm, one + 3 * other), unscaled(model, norm, one) + 3 * unscaled(model, norm, other)
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(norm(one + 3 * other), norm(one) + 3 * norm(other), atol=0.1)
