@@ -87,6 +87,13 @@ def does_harm(harm) -> bool:
     return result is True
 
 
+def test_what_an_earlier_test_left_behind_is_no_memory_to_spare():
+    left = [bytearray(2 * MEMORY)]
+    left.append(left)
+    del left
+    assert does_harm(lambda: (gc.collect(), bytearray(3 * MEMORY // 2)))
+
+
 def check_refused(open_file, path: Path) -> FileError:
     with little_memory(SECONDS), pytest.raises(FileError) as caught:
         open_file(path)
