@@ -8,26 +8,52 @@ from typing import Any
 WORD_START = re.compile(r"[Ġ▁]([A-Za-z]{2,})")
 
 
+def said_of_bos(prepended: bool, token: str) -> str:
+    """Which token is put before every prompt, as a sentence; `token` is "" where only the file's writer knows."""
+    return f"BOS{f' {token!r}' if token else ''} before every prompt" if prepended else "no BOS: the tokenizer has none"
+
+
 class Vocabulary:
     """A Hugging Face tokenizer as the tasks see it.
 
-    Text is encoded without special tokens; `bos`, where the tokenizer has one, is put first by `encode`.
+    Text is encoded without special tokens; `bos`, where the tokenizer has one, is put first by `encode`, once.
 
     :param tokenizer: any Hugging Face tokenizer, fast or slow.
+    :param rows: how many tokens the model's embedding has; by default as many as the tokenizer.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, rows: int | None = None):
         self.tokenizer = tokenizer
         self.bos: int | None = tokenizer.bos_token_id
+        self.rows = len(tokenizer) if rows is None else rows
+
+    @property
+    def bos_token(self) -> str:
+        """BOS as text, "" where there is none."""
+        return "" if self.bos is None else str(self.tokenizer.decode([self.bos]))
+
+    @property
+    def said_of_bos(self) -> str:
+        """Which token is put before every prompt, as a sentence."""
+        return said_of_bos(self.bos is not None, self.bos_token)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text` at the start of a sequence, BOS included."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids if self.bos is None else [self.bos, *ids]
+        """The ids of `text` at the start of a sequence, BOS included; if the text begins with it, no second one."""
+        return self.with_bos(self.tokenizer.encode(text, add_special_tokens=False))
 
     def with_bos(self, ids: Sequence[int]) -> list[int]:
-        """`ids` with BOS put first where the tokenizer has one."""
-        return list(ids) if self.bos is None else [self.bos, *ids]
+        """`ids` with BOS put first where the tokenizer has one and they do not begin with it."""
+        return list(ids) if self.bos is None or list(ids[:1]) == [self.bos] else [self.bos, *ids]
+
+    def beyond(self, ids: Sequence[int]) -> str | None:
+        """What is wrong with the first id that the model's embedding has no row for, or None."""
+        for token in ids:
+            if not 0 <= token < self.rows:
+                return (
+                    f"the token {self.tokenizer.decode([token])!r} has id {token}, and the model's embedding has "
+                    f"{self.rows} rows (the tokenizer has {len(self.tokenizer)} tokens)"
+                )
+        return None
 
     def single(self, text: str) -> int | None:
         """The id of `text` where it continues a sentence, or None if it is not a single token there.
@@ -35,11 +61,13 @@ class Vocabulary:
         Asked in context, because some tokenizers treat the first word of a text in a way of their own.
         """
         before, after = self.encode("a"), self.encode("a" + text)
-        return after[-1] if after[:-1] == before else None
+        return after[-1] if after[:-1] == before and after[-1] < self.rows else None
 
     @cached_property
     def word_ids(self) -> list[int]:
         """Every token that is a space and then a word of ASCII letters, in the order of the ids."""
         special = set(self.tokenizer.all_special_ids)
         vocab = self.tokenizer.get_vocab()
-        return sorted(i for token, i in vocab.items() if i not in special and WORD_START.fullmatch(token))
+        return sorted(
+            i for token, i in vocab.items() if i < self.rows and i not in special and WORD_START.fullmatch(token)
+        )

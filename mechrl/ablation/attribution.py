@@ -20,7 +20,8 @@ import torch
 from mechrl.ablation.direct import written_alone
 from mechrl.ablation.measures import measure
 from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.sweep import Sweep, at, finite
+from mechrl.ablation.sweep import Sweep, finite
+from mechrl.models.running import at
 from mechrl.tasks import Prompts
 
 STEPS = 5
@@ -48,7 +49,7 @@ def attribute_task(sweep: Sweep, prompts: Prompts, replacement: Replacement = NO
 
         return _attribute(sweep, tokens, last, replacement[rows], slope, read=last)
 
-    return _collect(sweep, attribute, len(prompts), int(prompts.length.max()), "prompt")
+    return _collect(sweep, attribute, prompts.length, "prompt")
 
 
 def attribute_control(sweep: Sweep, spans: np.ndarray, replacement: Replacement = NOTHING) -> dict[str, np.ndarray]:
@@ -65,17 +66,15 @@ def attribute_control(sweep: Sweep, spans: np.ndarray, replacement: Replacement 
         last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
         return _attribute(sweep, tokens, last, replacement[rows], partial(_gain_slope, sweep, tokens), read=None)
 
-    return _collect(sweep, attribute, len(spans), spans.shape[1], "span")
+    return _collect(sweep, attribute, np.full(len(spans), spans.shape[1]), "span")
 
 
-def _collect(sweep: Sweep, attribute: Callable, n_rows: int, positions: int, row_name: str) -> dict[str, np.ndarray]:
+def _collect(sweep: Sweep, attribute: Callable, length: np.ndarray, row_name: str) -> dict[str, np.ndarray]:
     # A backward pass keeps every layer's tensors. On a CPU a pass is as large as its caches, and so many of them fit.
     weight = 1 if sweep.model.device.type == "cpu" else sweep.model.n_layers
-    one_step, integrated = zip(*sweep.fitting_memory(attribute, n_rows, positions, weight), strict=True)
-    return {
-        "attribution": finite(torch.cat(one_step), row_name, sweep.named()),
-        "attribution_integrated": finite(torch.cat(integrated), row_name, sweep.named()),
-    }
+    estimates = sweep.fitting_memory(attribute, length, weight)
+    names = ("attribution", "attribution_integrated")
+    return {name: finite(values, row_name, sweep.named()) for name, values in zip(names, estimates, strict=True)}
 
 
 def _gain_slope(sweep: Sweep, tokens: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
@@ -189,10 +188,8 @@ def head_features(sweep: Sweep, prompts: Prompts) -> dict[str, np.ndarray]:
     - `output_norm`: Euclidean norm of what a head writes at the position that is read.
     """
     patterns = shows_patterns(sweep)
-    parts = sweep.fitting_memory(
-        lambda rows: _features(sweep, prompts[rows], patterns), len(prompts), int(prompts.length.max())
-    )
-    return {name: finite(torch.cat([part[name] for part in parts]), "prompt", sweep.named()) for name in parts[0]}
+    features = sweep.fitting_memory(lambda rows: _features(sweep, prompts[rows], patterns), prompts.length)
+    return {name: finite(values, "prompt", sweep.named()) for name, values in features.items()}
 
 
 def _features(sweep: Sweep, prompts: Prompts, patterns: bool) -> dict[str, torch.Tensor]:

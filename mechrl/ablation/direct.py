@@ -10,8 +10,9 @@ import torch
 
 from mechrl.ablation.measures import measure
 from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.sweep import Sweep, at, finite
+from mechrl.ablation.sweep import Sweep, finite
 from mechrl.models import Model
+from mechrl.models.running import at
 from mechrl.tasks import Prompts
 
 
@@ -31,8 +32,7 @@ def direct_effect(sweep: Sweep, prompts: Prompts, replacement: Replacement = NOT
     def direct(rows: np.ndarray) -> torch.Tensor:
         return _direct(sweep, prompts[rows], replacement[rows])
 
-    groups = sweep.fitting_memory(direct, len(prompts), int(prompts.length.max()))
-    return finite(torch.cat(groups), "prompt", sweep.named())
+    return finite(sweep.fitting_memory(direct, prompts.length), "prompt", sweep.named())
 
 
 def written_alone(block: Any, z: torch.Tensor) -> torch.Tensor:

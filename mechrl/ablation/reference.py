@@ -66,10 +66,23 @@ def logit_diff(
     model: Model, prompts: Prompts, sites: int | Sequence[int] | None = None, replacement: Replacement = NOTHING
 ) -> np.ndarray:
     """The logit difference of each prompt of a batch in nats, float32 [prompt]."""
-    columns = (prompts.tokens[:, : prompts.length.max()], prompts.length - 1, prompts.answers, prompts.wrongs)
-    tokens, last, answers, wrongs = (torch.from_numpy(column).long().to(model.device) for column in columns)
-    read = logits(model, tokens, sites, replacement, prompts.length)[torch.arange(len(last), device=last.device), last]
+    answers, wrongs = (torch.from_numpy(column).long().to(model.device) for column in (prompts.answers, prompts.wrongs))
+    read = last_logits(model, prompts, sites, replacement)
     return measure(read, read.log_softmax(-1), answers, wrongs)["logit_diff"].float().cpu().numpy()
+
+
+@torch.inference_mode()
+def last_logits(
+    model: Model, prompts: Prompts, sites: int | Sequence[int] | None = None, replacement: Replacement = NOTHING
+) -> torch.Tensor:
+    """Logits at the position that is read of each prompt, [prompt, vocabulary]; prompts share a batch if they may."""
+    found: dict[int, torch.Tensor] = {}
+    for rows in model.regimes.split(prompts.length):
+        length = prompts.length[rows]
+        tokens = torch.from_numpy(prompts.tokens[rows, : length.max()]).long().to(model.device)
+        every = logits(model, tokens, sites, replacement[rows], length)
+        found |= zip(rows.tolist(), every[np.arange(len(rows)), length - 1], strict=True)
+    return torch.stack([found[row] for row in range(len(prompts))])
 
 
 def control_loss(

@@ -147,12 +147,13 @@ def mean_table(sweep: "Sweep", tokens: np.ndarray, length: np.ndarray) -> np.nda
     positions = tokens.shape[1]
     counts = np.zeros(positions + 1)
     sums: list[np.ndarray] = []
-    for first in range(0, len(tokens), MEAN_ROWS):
-        rows = slice(first, first + MEAN_ROWS)
-        back = length[rows, None] - 1 - np.arange(positions)
+    alike = sweep.model.regimes.split(length)
+    for rows in (part for of in alike for part in np.array_split(of, -(-len(of) // MEAN_ROWS))):
+        longest = int(length[rows].max())
+        back = length[rows, None] - 1 - np.arange(longest)
         there = back >= 0
         counts += np.bincount(back[there], minlength=positions + 1)
-        for layer, z in enumerate(sweep.head_outputs(tokens[rows])):
+        for layer, z in enumerate(sweep.head_outputs(tokens[rows, :longest])):
             if len(sums) == layer:
                 sums.append(np.zeros((positions + 1, *z.shape[2:])))
             np.add.at(sums[layer], back[there], z.double().cpu().numpy()[there])

@@ -53,8 +53,8 @@ def measure_roles(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
     found: dict[str, torch.Tensor] = {}
     tokens = repeated_tokens(model, seed)
     if tokens.shape[1] // 2 >= LEAST and shows_patterns(sweep):
-        parts = sweep.fitting_memory(lambda rows: _attention(sweep, tokens[rows]), ROWS, tokens.shape[1])
-        found = {name: torch.cat([part[name] for part in parts]).mean(0) for name in parts[0]}
+        shares = sweep.fitting_memory(lambda rows: _attention(sweep, tokens[rows]), np.full(ROWS, tokens.shape[1]))
+        found = {name: values.mean(0) for name, values in shares.items()}
     if (copying := _copying(sweep)) is not None:
         found["copying"] = copying
     roles = {name: found[name].to("cpu", torch.float32).numpy() for name in ROLES if name in found}
@@ -97,7 +97,8 @@ def _copying(sweep: Sweep) -> torch.Tensor | None:
     bridge, n_heads = sweep.model.bridge, sweep.model.n_heads
     tokens = torch.arange(1, 9, device=sweep.model.device)[:, None]  # a token alone attends to itself: z is its value
     basis = torch.eye(bridge.cfg.d_model, device=tokens.device).unsqueeze(1)
-    vocabulary = bridge.W_U @ bridge.W_E
+    embedding = bridge.W_E  # rows of tokens that nobody uses need not be finite
+    vocabulary = bridge.W_U @ embedding.masked_fill(~torch.isfinite(embedding).all(1, keepdim=True), 0)
     scores = []
     for block, (residual, z, _) in zip(bridge.blocks, sweep.clean_run(tokens, None)[0], strict=True):
         norm, W_V = getattr(block, "ln1", None), getattr(block.attn, "W_V", None)

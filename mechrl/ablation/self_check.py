@@ -16,19 +16,18 @@ LIMITS = {"float32": 1e-5, "tf32": 0.01, "float16": 0.01, "bfloat16": 0.05}
 
 @torch.inference_mode()
 def check_logits(model: Model, prompts: Prompts, replacement: Replacement = NOTHING) -> torch.Tensor:
-    """What the slow reference gives: clean, then each head that is looked at, [1 + head, row, vocabulary].
+    """What the slow reference gives, each prompt alone and unpadded: clean, then each head that is looked at.
+
+    [1 + head, row, vocabulary].
 
     Ask before the model is cast to another dtype, and the check compares that dtype with float32.
     """
-    tokens = torch.from_numpy(prompts.tokens[:, : prompts.length.max()]).long().to(model.device)
-    sites = [site for of_layer in _sites(model) for site in of_layer]
-    rows = np.arange(len(prompts))
-    return torch.stack(
-        [
-            reference.logits(model, tokens, site, replacement, prompts.length)[rows, prompts.length - 1]
-            for site in (None, *sites)
-        ]
-    )
+    sites = [None, *(site for of_layer in _sites(model) for site in of_layer)]
+
+    def alone(row: np.ndarray) -> torch.Tensor:
+        return torch.cat([reference.last_logits(model, prompts[row], site, replacement[row]) for site in sites])
+
+    return torch.stack([alone(np.array([row])) for row in range(len(prompts))], 1)
 
 
 @torch.inference_mode()
@@ -48,13 +47,18 @@ def self_check(
     :raises MachineError: it is above the limit: this model cannot be swept correctly.
     """
     model = sweep.model
-    tokens, last, _, _ = sweep.tensors(prompts)
-    entries, final = sweep.clean_run(tokens, last)
-    entries = sweep.with_other(entries, replacement, last, tokens.shape[1])
-    found = [sweep.unembed(final)]
-    for sites in _sites(model):
-        found += sweep.logits(entries, sweep.singles(sites), last)
-    error = (torch.stack(found) - expected).abs().max().item()
+
+    def together(rows: np.ndarray) -> torch.Tensor:
+        tokens, last, _, _ = sweep.tensors(prompts[rows])
+        entries, final = sweep.clean_run(tokens, last)
+        entries = sweep.with_other(entries, replacement[rows], last, tokens.shape[1])
+        found = [sweep.unembed(final)]
+        for sites in _sites(model):
+            found += sweep.logits(entries, sweep.singles(sites), last)
+        return torch.stack(found, 1)
+
+    found = sweep.fitting_memory(together, prompts.length).transpose(0, 1)
+    error = (found - expected).abs().max().item()
     largest = max(1.0, expected.abs().max().item())
     if not error <= LIMITS[arithmetic] * largest:
         raise MachineError(

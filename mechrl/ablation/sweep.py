@@ -10,7 +10,6 @@ would be far larger than the model.
 import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +19,13 @@ from mechrl.ablation.measures import measure
 from mechrl.ablation.replacement import NOTHING, Replacement
 from mechrl.errors import MachineError
 from mechrl.models import Model
+from mechrl.models.running import resumed, run, unembed
 from mechrl.tasks import Prompts
 
 # The widest tensor of a pass on a CPU: about what its caches hold, and what malloc still recycles instead of asking the
 # system for fresh pages. Larger passes are slower.
 CPU_BYTES = 24 * 2**20
 GPU_TOKENS = 2**17  # more at once fills no GPU any better
-FINAL_NORM = "ln_final.hook_in"  # what enters it is what leaves the last block
 
 
 class Entry(NamedTuple):
@@ -86,17 +85,13 @@ class Sweep:
         def sweep(rows: np.ndarray) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
             return self._task(prompts[rows], [of[rows] for of in read], replacement[rows], sets)
 
-        groups = self.fitting_memory(sweep, len(prompts), int(prompts.length.max()))
-        found = []
-        for of_read in zip(*groups, strict=True):
-            clean, ablated = ({name: [part[i][name] for part in of_read] for name in of_read[0][i]} for i in (0, 1))
-            found.append(
-                (
-                    {name: finite(torch.cat(parts), "prompt") for name, parts in clean.items()},
-                    {name: finite(torch.cat(parts), "prompt", self.named(sets)) for name, parts in ablated.items()},
-                )
+        return [
+            (
+                {name: finite(values, "prompt") for name, values in clean.items()},
+                {name: finite(values, "prompt", self.named(sets)) for name, values in ablated.items()},
             )
-        return found
+            for clean, ablated in self.fitting_memory(sweep, prompts.length)
+        ]
 
     def control(
         self, spans: np.ndarray, replacement: Replacement = NOTHING, sets: np.ndarray | None = None
@@ -114,8 +109,8 @@ class Sweep:
         def sweep(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
             return self._control(spans[rows], replacement[rows], sets)
 
-        clean, ablated = zip(*self.fitting_memory(sweep, len(spans), spans.shape[1]), strict=True)
-        return finite(torch.cat(clean), "span"), finite(torch.cat(ablated), "span", self.named(sets))
+        clean, ablated = self.fitting_memory(sweep, np.full(len(spans), spans.shape[1]))
+        return finite(clean, "span"), finite(ablated, "span", self.named(sets))
 
     def singles(self, sites: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Sets of one head each, bool [set, site]: of every head, or of some sites."""
@@ -129,14 +124,21 @@ class Sweep:
     @torch.inference_mode()
     def clean(self, prompts: Prompts) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Measures of the intact model on one batch, float32 [prompt], and the most probable next token, [prompt]."""
-        tokens, last, answers, wrongs = self.tensors(prompts)
-        logits = self.unembed(self.clean_run(tokens, last)[1])
-        measures = measure(logits, logits.log_softmax(-1), answers, wrongs)
-        return {name: finite(values, "prompt") for name, values in measures.items()}, logits.argmax(-1).cpu().numpy()
+
+        def read(rows: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+            tokens, last, answers, wrongs = self.tensors(prompts[rows])
+            logits = self.unembed(self.clean_run(tokens, last)[1])
+            return measure(logits, logits.log_softmax(-1), answers, wrongs), logits.argmax(-1)
+
+        measures, said = self.fitting_memory(read, prompts.length)
+        return {name: finite(values, "prompt") for name, values in measures.items()}, said.cpu().numpy()
 
     @torch.inference_mode()
     def head_outputs(self, tokens: np.ndarray) -> list[torch.Tensor]:
-        """`hook_z` of each layer in the intact model, [row, position, head, head width], of tokens [row, position]."""
+        """`hook_z` of each layer in the intact model, [row, position, head, head width], of tokens [row, position].
+
+        Of rows that may share a batch; see `Regimes`.
+        """
         return [entry.z for entry in self.clean_run(torch.from_numpy(tokens).long().to(self.model.device), None)[0]]
 
     @torch.inference_mode()
@@ -212,22 +214,30 @@ class Sweep:
         """
         return self.unembed(self._ablated(entries, sets, last)).view(len(sets), len(last), -1)
 
-    def fitting_memory(self, sweep: Callable, n_rows: int, positions: int, weight: int = 1) -> list:
-        """`sweep` of the rows in as many equal groups as memory needs; out of memory, once more with half of it.
+    def fitting_memory(self, sweep: Callable, length: np.ndarray, weight: int = 1) -> Any:
+        """`sweep` of all rows, a group of them at a time; out of memory, once more with groups of half the size.
 
+        Rows of a group may share a batch: the model treats their lengths alike.
+
+        :param sweep: from the rows of a group, int [row], to tensors [row, …], in tuples, lists and dicts.
+        :param length: of each row, in tokens, int [row].
         :param weight: how many times the memory of a pass a token needs.
+        :returns: what `sweep` gives, of all rows in their order.
         """
+        alike = self.model.regimes.split(length)
         while True:
-            n_groups = -(-n_rows // max(1, self.pass_tokens // (positions * weight)))
-            groups = np.array_split(np.arange(n_rows), n_groups)
+            groups: list[np.ndarray] = []
+            for rows in alike:
+                positions = int(length[rows].max())
+                groups += np.array_split(rows, -(-len(rows) // max(1, self.pass_tokens // (positions * weight))))
             try:
-                return [sweep(group) for group in groups]
+                return _in_order([sweep(rows) for rows in groups], np.argsort(np.concatenate(groups)))
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-            if self.pass_tokens <= positions * weight:
+            if self.pass_tokens <= length.max() * weight:
                 raise MachineError(
-                    f"out of memory on {self.model.device} with a single prompt of {positions} tokens: this model "
+                    f"out of memory on {self.model.device} with a single prompt of {length.max()} tokens: this model "
                     "needs a larger machine, or --dtype float16"
                 )
             self.pass_tokens //= 2
@@ -271,15 +281,14 @@ class Sweep:
             if of_layer[layer].any()
         ]
         z = put_in(entries[first].z.expand(len(sets), *entries[first].z.shape), first)
-        blocks = self.model.bridge.blocks
-        attention = blocks[first].attn  # it has run already, and only its output projection is still to come
-        with skipped(blocks[:first]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
-            return self.run(
-                hooks,
-                None if last is None else last.repeat(len(sets)),
-                entries[first].residual.repeat(len(sets), 1, 1),
-                start_at_layer=first,
-            )
+        return resumed(
+            self.model.bridge,
+            first,
+            entries[first].residual.repeat(len(sets), 1, 1),
+            z,
+            None if last is None else last.repeat(len(sets)),
+            hooks,
+        )
 
     def _first_layers(self, sets: np.ndarray) -> np.ndarray:
         """The layer of each set's first head, int [set]; 0 for an empty one."""
@@ -287,34 +296,11 @@ class Sweep:
 
     def run(self, hooks: list[tuple[str, Any]], last: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The residual stream that leaves the last block, read at `last`, if given."""
-        final: list[torch.Tensor] = []
-        if last is not None:
-            # What the last block's attention and MLP write is wanted at one position, and broadcast to the others.
-            block = f"blocks.{self.model.n_layers - 1}"
-            hooks = [*hooks, (f"{block}.attn.hook_z", lambda hidden, hook: at(hidden, last))]
-            if self.model.bridge.blocks[-1].mlp.name:  # else its matrices lie in the block (OPT), which flattens rows
-                hooks = [*hooks, (f"{block}.mlp.hook_in", lambda hidden, hook: at(hidden, last))]
-        hooks = [*hooks, (FINAL_NORM, lambda hidden, hook: final.append(hidden))]
-        # The unembedding comes later, of fewer positions or in chunks.
-        hooks = [*hooks, ("unembed.hook_in", lambda hidden, hook: hidden[:1, :1])]
-        self.model.bridge.run_with_hooks(*args, fwd_hooks=hooks, **kwargs)
-        return final[0] if last is None else at(final[0], last)
+        return run(self.model.bridge, hooks, last, *args, **kwargs)
 
     def unembed(self, final: torch.Tensor, normed: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits, float32 [row, vocabulary], from what leaves the last block, [row, 1, width].
-
-        The model itself does it, with its final norm, its bias and its soft cap, and without its blocks.
-
-        :param normed: what leaves the final norm, if that is given already.
-        """
-        hooks: list[tuple[str, Any]] = [(FINAL_NORM, lambda hidden, hook: final)]
-        if normed is not None:
-            hooks.append(("unembed.hook_in", lambda hidden, hook: normed))
-        with skipped(self.model.bridge.blocks):
-            logits = self.model.bridge.run_with_hooks(
-                final, start_at_layer=self.model.n_layers - 1, fwd_hooks=hooks, return_type="logits"
-            )
-        return logits[:, 0].float()
+        """Logits, float32 [row, vocabulary], from what leaves the last block; see `models.running.unembed`."""
+        return unembed(self.model.bridge, final, normed)
 
     @torch.inference_mode()
     def _ends_bare(self) -> bool:
@@ -378,26 +364,6 @@ def fitting_tokens(model: Model) -> int:
     return min(GPU_TOKENS, 2 ** int(np.log2(max(1, free // 2 // token_bytes))))
 
 
-def skipped(blocks: Any) -> AbstractContextManager[None]:
-    """For the time of the call these blocks hand on their input and compute nothing."""
-    return replaced(blocks, lambda hidden_states, *args, **kwargs: hidden_states)
-
-
-@contextmanager
-def replaced(modules: Any, forward: Callable) -> Iterator[None]:
-    """For the time of the call these modules do something else.
-
-    The entry goes into the module's own `__dict__`: plain assignment would write through to the Hugging Face module.
-    """
-    for module in modules:
-        module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.__dict__["forward"]
-
-
 def _keep_freed_memory() -> None:
     """Tells glibc to keep what is freed for the next tensor: fresh pages for each cost up to half of a sweep's time."""
     libc = ctypes.CDLL(None)
@@ -431,9 +397,14 @@ def _width(model: Model) -> int:
     return int(getattr(model.bridge.cfg, "d_mlp", None) or 4 * model.bridge.cfg.d_model)
 
 
-def at(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Position `last` [row] of each row, [row, 1, …]."""
-    return hidden[torch.arange(len(last), device=last.device), last].unsqueeze(1)
+def _in_order(parts: Sequence[Any], order: np.ndarray) -> Any:
+    """The tensors of several groups of rows joined, in the order of the rows."""
+    first = parts[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(parts))[torch.from_numpy(order).to(first.device)]
+    if isinstance(first, dict):
+        return {name: _in_order([part[name] for part in parts], order) for name in first}
+    return type(first)(_in_order(of_place, order) for of_place in zip(*parts, strict=True))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -23,9 +23,9 @@ from mechrl.cache.merge import Part, Piece, join_parts, merge
 from mechrl.cache.worker import Recipe, Shard, Swept, Worker
 from mechrl.cache.workspace import workspace
 from mechrl.errors import FileError, MechrlError, UsageError, unknown_name
-from mechrl.models import Model, absolute_name
+from mechrl.models import Model, absolute_name, check_length
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, TaskFile, generate, get_task, join, usable_pools
-from mechrl.tasks.control import control_spans
+from mechrl.tasks.control import control_spans, fitting_span
 from mechrl.tasks.files import arrange, check_file
 
 SHARD_BATCHES = 4
@@ -151,13 +151,14 @@ def prepare(model: Model, settings: BuildSettings, control_text: str | None = No
             "source": f"{file.path.name}",
         }
     n_train, n_evaluation = (n * settings.batch_size for n in split_batches(settings.control_batches))
+    span = fitting_span(model.vocabulary, model.n_ctx)
     tokens = np.concatenate(
         [
-            control_spans(model.vocabulary, control_text, n, split, settings.seed)
+            control_spans(model.vocabulary, control_text, n, split, settings.seed, span)
             for split, n in ((TRAIN, n_train), (EVALUATION, n_evaluation))
         ]
     )
-    _check_length(model, "control text", tokens.shape[1])
+    check_length(model, max(tokens.shape[1], *(of.tokens.shape[1] for of in prompts.values())))
     split = np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [n_train, n_evaluation])
     return Material(prompts, tokens, split, attributes)
 
@@ -220,6 +221,7 @@ def build(
         begins = plan(settings, material)[0]  # the roles are in the file that holds this piece
         roles = measure_roles(model) if begins in missing else {}  # in float32: a worker casts the model
         first = settings.names[0]
+        rows = _rows_to_check(material.prompts[first].length)
         other = material.replacements(model, settings, {first, *(piece.name for piece in missing)}) if missing else {}
         recipe = Recipe(
             mechrl.__version__,
@@ -228,7 +230,7 @@ def build(
             model.sha256,
             settings.dtype,
             settings.tf32,
-            (material.prompts[first][:4], other.get(first, NOTHING)[:4]),
+            (material.prompts[first][rows], other.get(first, NOTHING)[rows]),
             min((part.root["effective_batch"] for part in finished.values() if part is not None), default=None),
             settings.sets == PAIRS,
         )
@@ -283,6 +285,12 @@ def make_prompts(model: Model, name: str, settings: BuildSettings) -> tuple[Prom
         "generator_params": json.dumps({"seed": settings.seed, "dropped_fillers": dropped}),
         "source": task.source,
     }
+
+
+def _rows_to_check(length: np.ndarray) -> np.ndarray:
+    """A few rows for the self-check, int [row]: the shortest, the longest, and two between."""
+    by_length = np.argsort(length, kind="stable")
+    return by_length[np.linspace(0, len(length) - 1, 4).astype(int)]
 
 
 def _check_length(model: Model, what: str, length: int) -> None:
@@ -382,6 +390,7 @@ def _root_attributes(model: Model, settings: BuildSettings) -> dict[str, Any]:
         "ablation": settings.ablation,
         "weight_processing": model.weight_processing,
         "prepend_bos": model.vocabulary.bos is not None,
+        "bos_token": model.vocabulary.bos_token,
         "dtype": settings.dtype,
         "tf32": settings.tf32,
         "seed": settings.seed,

@@ -130,8 +130,10 @@ def build(
             if path.exists():
                 app.say(f"{path} is there already and will be replaced")
             where = scheduler or (f"{workers} workers" if workers else loaded.device)
+            if settings.ablation == "zero":
+                app.say(loaded.zero_means)
             app.say(
-                f"{loaded.n_layers} layers × {loaded.n_heads} heads on {where}, "
+                f"{loaded.n_layers} layers × {loaded.n_heads} heads on {where}, {loaded.vocabulary.said_of_bos}, "
                 + " and ".join(
                     [f"{len(tasks)} tasks × {batches} batches"] * bool(tasks)
                     + [f"{len(file)} prompts of {file.name}" for file in own]
@@ -184,6 +186,9 @@ def check(path, model, revision, device, threads, as_json):
         ["line", "logit diff", "says", "prompt"],
         [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in found.worst],
     )
+    click.echo(found.bos)
+    for note in found.notes:
+        app.warn(note)
     if found.groups < LEAST_GROUPS:
         app.warn(f"{found.groups} groups are too few for error bars: verify confirms nothing below {LEAST_GROUPS}")
     if found.logit_diff <= 0:
@@ -543,6 +548,8 @@ def _print_info(opened, as_json: bool) -> None:
         }
         for task in opened.tasks
     }
+    from mechrl.vocabulary import said_of_bos
+
     control = float(opened.content.arrays["/control/clean"].mean())
     if as_json:
         return app.print_json({"path": str(opened.path), **opened.attributes, "tasks": tasks, "control_loss": control})
@@ -551,7 +558,9 @@ def _print_info(opened, as_json: bool) -> None:
     a = opened.attributes
     click.echo(f"{opened.path}: {a['ablation']} ablation of {opened.n_layers} × {opened.n_heads} heads of {a['model']}")
     click.echo(
-        f"control: {a['control_source'][:17]}, {len(opened.control_damage)} spans, clean loss {control:.3f} nats"
+        f"control: {a['control_source'][:17]}, {len(opened.control_damage)} spans of "
+        f"{opened.content.arrays['/control/tokens'].shape[1]} tokens, clean loss {control:.3f} nats; "
+        f"{said_of_bos(a['prepend_bos'], a.get('bos_token', ''))}"
     )
     click.echo(f"fingerprint of the model {a['model_sha256'][:12]}, of the content {opened.sha256[:12]}")
     columns = ["task", "prompts", "clean logit diff", "accuracy", "top-1", "does it", "eval. answers also in training"]

@@ -13,7 +13,7 @@ from mechrl.tasks.base import TRAIN
 from mechrl.tasks.prose import prose
 from mechrl.vocabulary import Vocabulary
 
-SPAN = 60  # tokens of text in a span, as in arXiv 2605.26343; BOS comes on top
+SPAN = 60  # tokens of text in a span, as in arXiv 2605.26343, or what the context holds; BOS comes on top
 HUB_SECONDS = 10
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet")
 
@@ -59,37 +59,54 @@ def _wikitext() -> str:
     return "".join(parquet.read_table(file, columns=["text"])["text"].to_pylist())
 
 
-def control_spans(vocabulary: Vocabulary, text: str | None, n: int, split: int, seed: int = 0) -> np.ndarray:
-    """`n` spans of one split from a text, or of generated prose where `text` is None."""
+def fitting_span(vocabulary: Vocabulary, n_ctx: int) -> int:
+    """How many tokens of text a span has, BOS not counted, in a model that takes `n_ctx` tokens."""
+    return min(SPAN, n_ctx - len(vocabulary.with_bos([])))
+
+
+def control_spans(
+    vocabulary: Vocabulary, text: str | None, n: int, split: int, seed: int = 0, span: int = SPAN
+) -> np.ndarray:
+    """`n` spans of one split from a text, or of generated prose where `text` is None.
+
+    :param span: tokens of text in a span.
+    :raises UsageError: the text is too short, or has a token that the model does not know.
+    """
     if text is None:
-        return prose_spans(vocabulary, n, split, seed)
-    return text_spans(vocabulary, text, n, split, seed)
+        spans = prose_spans(vocabulary, n, split, seed, span)
+    else:
+        spans = text_spans(vocabulary, text, n, split, seed, span)
+    if (problem := vocabulary.beyond(np.unique(spans).tolist())) is not None:
+        raise UsageError(f"control text: {problem}")
+    return spans
 
 
-def prose_spans(vocabulary: Vocabulary, n: int, split: int, seed: int = 0) -> np.ndarray:
+def prose_spans(vocabulary: Vocabulary, n: int, split: int, seed: int = 0, span: int = SPAN) -> np.ndarray:
     """`n` spans of generated prose, tokens int32 [span, position]; each begins a story of its own."""
     rng = RandomState([seed, SPAN, split])
     rows: list[list[int]] = []
     while len(rows) < n:
         ids = vocabulary.encode(prose(rng, sentences=SPAN // 4))
-        rows.append(ids[: len(vocabulary.with_bos(range(SPAN)))])
+        rows.append(ids[: len(vocabulary.with_bos([])) + span])
     return np.array(rows, np.int32)
 
 
-def text_spans(vocabulary: Vocabulary, text: str, n: int, split: int, seed: int = 0) -> np.ndarray:
+def text_spans(vocabulary: Vocabulary, text: str, n: int, split: int, seed: int = 0, span: int = SPAN) -> np.ndarray:
     """`n` spans cut from a text, tokens int32 [span, position]; the last quarter of the text is for evaluation.
+
+    BOS stands at the beginning of a span and nowhere else.
 
     :raises UsageError: the text is too short.
     """
-    ids = vocabulary.tokenizer.encode(text, add_special_tokens=False)
+    ids = [token for token in vocabulary.tokenizer.encode(text, add_special_tokens=False) if token != vocabulary.bos]
     border = len(ids) * 3 // 4
     part = ids[:border] if split == TRAIN else ids[border:]
-    places = len(part) // SPAN
+    places = len(part) // span
     if places < n:
         raise UsageError(
-            f"the control text holds {places} spans of {SPAN} tokens in the part for "
+            f"the control text holds {places} spans of {span} tokens in the part for "
             f"{'training' if split == TRAIN else 'evaluation'}, and {n} are needed: give a longer text or fewer "
             "--control-batches"
         )
-    starts = SPAN * np.sort(RandomState([seed, split]).permutation(places)[:n])
-    return np.array([vocabulary.with_bos(part[start : start + SPAN]) for start in starts], np.int32)
+    starts = span * np.sort(RandomState([seed, split]).permutation(places)[:n])
+    return np.array([vocabulary.with_bos(part[start : start + span]) for start in starts], np.int32)

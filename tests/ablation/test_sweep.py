@@ -14,9 +14,10 @@ from mechrl.ablation import sweep as sweep_module
 from mechrl.ablation.flops import Shape
 from mechrl.ablation.replacement import Replacements
 from mechrl.ablation.self_check import check_logits, self_check
-from mechrl.ablation.sweep import Sweep, skipped
+from mechrl.ablation.sweep import Sweep
 from mechrl.errors import MachineError
 from mechrl.models import load_model
+from mechrl.models.running import skipped
 from mechrl.tasks import TASKS, TRAIN, Prompts, generate
 
 
@@ -287,9 +288,7 @@ def test_sweep_finds_exactly_the_planted_heads(tmp_path):
 
 
 def test_a_number_that_is_not_finite_stops_the_sweep(tmp_path):
-    broken = randomize(ARCHITECTURES["gpt2"]())
-    with torch.no_grad():
-        broken.transformer.h[1].mlp.c_fc.bias[0] = torch.nan
-    model = load_model(str(save(broken, tmp_path)), device="cpu")
+    model = load_model(str(save(randomize(ARCHITECTURES["gpt2"]()), tmp_path)), device="cpu")
+    model.bridge.original_model.transformer.h[1].mlp.c_fc.bias[0] = torch.nan
     with pytest.raises(MachineError, match="nan on prompt 0 of the batch"):
         Sweep(model).task(generate(TASKS["ioi"], model.vocabulary, 4, TRAIN))

@@ -233,9 +233,16 @@ def test_wrong_settings_are_refused(settings, message):
         BuildSettings(**settings)
 
 
-def test_text_longer_than_the_context_is_refused(mini, tmp_path, monkeypatch):
+def test_control_spans_shrink_to_a_short_context(mini, tmp_path, monkeypatch):
     monkeypatch.setattr(type(mini), "n_ctx", property(lambda self: 30))
-    with pytest.raises(UsageError, match="control text has 61 tokens in a sequence and 'mini' takes 30"):
+    spans = Cache.open(build(mini, TINY, tmp_path / "out.h5")).content.arrays["/control/tokens"]
+    assert spans.shape[1] == 30
+    assert (spans[:, 0] == mini.vocabulary.bos).all()
+
+
+def test_prompts_longer_than_the_context_are_refused(mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(mini), "n_ctx", property(lambda self: 10))
+    with pytest.raises(UsageError, match=r"task 'ioi' has \d+ tokens in a sequence and 'mini' takes 10"):
         build(mini, TINY, tmp_path / "out.h5")
 
 

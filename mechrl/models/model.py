@@ -1,0 +1,73 @@
+"""What a loaded model is, for all that measure on it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mechrl.models.regimes import Regimes
+from mechrl.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Model:
+    """A causal language model whose heads can be ablated.
+
+    :param bridge: the TransformerBridge, in eval mode, weights folded (see `weight_processing` in a cache).
+    :param name: what the user called it.
+    :param revision: the hub revision asked for, else "".
+    :param sha256: of the config and all weights before folding; the same on every machine.
+    :param tokenizer_sha256: of the tokenizer's whole definition.
+    :param constants: what folding moved out of each head's output into the output bias, `b_V + b_LN W_V`, float32
+        [layer, head, head width]; None if it moved more than a constant.
+    :param probed: the number of tokens up to which loading has compared it with transformers.
+    :param regimes: which lengths of prompts may share a batch.
+    """
+
+    bridge: Any
+    name: str
+    revision: str
+    sha256: str
+    tokenizer_sha256: str
+    vocabulary: Vocabulary
+    constants: np.ndarray | None
+    probed: int
+    regimes: Regimes
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.bridge.cfg.n_layers)
+
+    @property
+    def n_heads(self) -> int:
+        return int(self.bridge.cfg.n_heads)
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest sequence, in tokens."""
+        return int(self.bridge.cfg.n_ctx)
+
+    @property
+    def weight_processing(self) -> str:
+        """What was done to the weights, as a cache records it; some norms TransformerLens cannot fold."""
+        folded = (
+            "LayerNorm and value biases" if getattr(self.bridge.adapter, "supports_fold_ln", True) else "value biases"
+        )
+        return f"TransformerLens enable_compatibility_mode: {folded} folded"
+
+    @property
+    def zero_means(self) -> str:
+        """What zero ablation takes away from a head of this model, as a sentence beside `zero_raw`."""
+        if self.constants is not None and np.abs(self.constants).max() < 1e-5:
+            return "zero sets a head's output to zero; zero_raw is the same, this model has no value or norm biases"
+        if self.constants is None:
+            return "zero leaves a head what folding moved out of it, which depends on the text; zero_raw is not defined"
+        return (
+            "zero leaves a head its constant part (value and norm biases, folded away, as in TransformerLens); "
+            "--ablation zero_raw sets the whole slice to zero, as tools on plain modules do"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.parameters()).device
