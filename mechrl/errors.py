@@ -1,5 +1,8 @@
 """The errors that a user can meet, each with the exit code of its command."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class MechrlError(Exception):
     """Something went wrong that the user should read about; never a bug in mechrl.
@@ -35,3 +38,21 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
     near = get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UsageError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}")
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Turns what a library raises about a model into one sentence of ours; its own is for those who write libraries.
+
+    :param what: what cannot be done, with which model and which of its files.
+    :raises UsageError: the library failed.
+    :raises MachineError: memory ran out.
+    """
+    try:
+        yield
+    except (MechrlError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "CPUAllocator" in str(error):
+            raise MachineError(f"{what}: out of memory") from error
+        raise UsageError(f"{what} (--debug shows the library's error)") from error

@@ -51,7 +51,7 @@ def test_a_file_that_cannot_be_what_it_is_called_has_a_sentence_of_its_own(folde
 def test_a_pipe_in_a_folder_is_not_waited_for(folder):
     (folder / "tokenizer.json").unlink()
     os.mkfifo(folder / "tokenizer.json")
-    with pytest.raises(UsageError, match=r"tokenizer.json is not a file, but a pipe"):
+    with pytest.raises(UsageError, match=r"tokenizer.json is not a file, but a folder, a pipe"):
         load_model(str(folder), device="cpu")
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from mechrl.errors import MachineError, MechrlError, UsageError, unknown_name
+from mechrl.errors import UsageError, refused, unknown_name
+from mechrl.models.files import check_kind, check_weights
 from mechrl.models.folder import find_folder
-from mechrl.models.hub import first_sentence
 from mechrl.models.model import Model
 from mechrl.models.probe import check_resumable, check_sweepable, constant_parts, head_outputs, probe
 from mechrl.models.regimes import Regimes
@@ -27,11 +27,6 @@ from mechrl.vocabulary import Vocabulary
 
 # Of a config's entries, those that change nothing the sweep computes.
 NOT_FINGERPRINTED = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
-# Of a config's sizes, the greatest that is believed: far above any model, far below what would run for ever.
-LARGEST = {
-    "num_hidden_layers": 2**10, "num_attention_heads": 2**12, "num_key_value_heads": 2**12, "hidden_size": 2**18,
-    "intermediate_size": 2**20, "vocab_size": 2**24,
-}  # fmt: skip
 
 
 def pick_device(device: str) -> str:
@@ -60,17 +55,18 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
     device = pick_device(device)
     folder = find_folder(name, revision)
     with _quiet():
-        from transformer_lens.model_bridge import TransformerBridge
-
-        with _refused(f"{name!r} cannot be loaded as a causal language model"):
-            kind = _check_kind(name, folder)
-            tokenizer = load_tokenizer(name, folder)
+        kind = check_kind(name, folder)
+        tokenizer = load_tokenizer(name, folder)
+        check_weights(name, folder)
+        with refused(f"{name!r} cannot be loaded as a causal language model"):
             hf = _load_weights(name, folder).to(device)
             rows = _vocabulary_rows(hf)
             _check_bos(name, tokenizer, rows)
             tokens, logits = probe(name, hf)
-        sha256 = _weights_sha256(hf)
-        with _taken_apart(name, kind):
+            sha256 = _weights_sha256(hf)
+        of_lens = f"TransformerLens {version('transformer-lens')}"
+        with refused(f"{name!r} cannot be swept: {of_lens} cannot take apart models of type {kind}"):
+            TransformerBridge = _bridge_class()
             bridge = TransformerBridge.boot_transformers(
                 str(folder),
                 hf_model=hf,
@@ -99,7 +95,7 @@ def load_vocabulary(name: str = "mini", revision: str = "") -> Vocabulary:
     :raises MachineError: the hub cannot be reached, or has no such model.
     """
     folder = find_folder(name, revision)
-    with _quiet(), _refused(f"the tokenizer of {name!r} cannot be loaded"):
+    with _quiet():
         return Vocabulary(load_tokenizer(name, folder))
 
 
@@ -113,7 +109,7 @@ def check_length(model: Model, positions: int) -> None:
     """
     if positions <= model.probed:
         return
-    with _quiet(), _refused(f"{model.name!r} cannot be swept on {positions} tokens"):
+    with _quiet(), refused(f"{model.name!r} cannot be swept on {positions} tokens"):
         plain = _load_weights(model.name, find_folder(model.name, model.revision)).to(model.device)
         check_sweepable(model.name, model.bridge, *probe(model.name, plain, 2 * (positions // 2 + 1)))
 
@@ -125,51 +121,33 @@ def cast(model: Model, dtype: str) -> None:
     model.regimes.forget()
 
 
-def _check_kind(name: str, folder: Path) -> str:
-    """The type of a model, as its config names it.
+def _bridge_class() -> Any:
+    """TransformerBridge, which beside a model with images would install a package for what reads images."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources.transformers import source
 
-    :raises UsageError: the folder's config is not that of a causal language model that can be loaded.
-    """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-    raw = json.loads((folder / "config.json").read_bytes())
-    if raw.get("auto_map") and raw.get("model_type") not in CONFIG_MAPPING:
-        raise UsageError(
-            f"{name!r} brings its own code (auto_map in config.json), and mechrl runs no code from a model's folder. "
-            "Only architectures that transformers itself has can be swept"
-        )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.is_encoder_decoder:
-        raise UsageError(f"{name!r} is an encoder-decoder model ({config.model_type}), not a causal language model")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UsageError(f"{name!r} is a model of type {config.model_type}, which is not a causal language model")
-    if quantised := getattr(config, "quantization_config", None):
-        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
-        raise UsageError(
-            f"{name!r} has quantised weights ({method or 'quantization_config in config.json'}), and mechrl folds "
-            "whole ones: save the model dequantised, in float32 or bfloat16"
-        )
-    for size, largest in LARGEST.items():
-        value = getattr(config.get_text_config(), size, None)
-        if isinstance(value, int) and not 0 < value <= largest:
-            raise UsageError(f"{name!r}: config.json says {size} {value}, which no model has")
-    return str(config.model_type)
+    source.load_modality_processor = lambda *_, **__: None
+    return TransformerBridge
 
 
 def _load_weights(name: str, folder: Path) -> Any:
-    """The model as transformers has it, float32.
+    """The model as transformers has it, float32, in eval mode.
 
     :raises UsageError: the folder lacks weights, or has some of another shape.
     """
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, trust_remote_code=False
-    )
+    with refused(f"{name!r}: its weights do not fit its config.json, or cannot be loaded"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, trust_remote_code=False,
+            ignore_mismatched_sizes=True, use_kernels=False,
+        )  # fmt: skip
     hf, loading = loaded
-    if loading["missing_keys"] or loading["mismatched_keys"]:
-        missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-        raise UsageError(f"{name!r}: the folder lacks weights: {', '.join(missing[:3])} … ({len(missing)} in all)")
+    for fault, keys in (("lacks weights", loading["missing_keys"]), ("has weights of other sizes than its config.json "
+                        "says", loading["mismatched_keys"])):  # fmt: skip
+        if keys:
+            listed = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
+            raise UsageError(f"{name!r}: the folder {fault}: {', '.join(listed[:3])} … ({len(keys)} in all)")
     return hf.eval()
 
 
@@ -186,35 +164,6 @@ def _check_bos(name: str, tokenizer: Any, rows: int) -> None:
             f"{name!r}: the tokenizer's BOS {tokenizer.bos_token!r} has id {tokenizer.bos_token_id}, and the model's "
             f"embedding has {rows} rows: a token was added to the tokenizer and not to the model"
         )
-
-
-@contextlib.contextmanager
-def _refused(what: str) -> Iterator[None]:
-    """Turns what the libraries raise about a model into one sentence; theirs can list hundreds of classes."""
-    try:
-        yield
-    except MechrlError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MachineError(f"{what}: out of memory") from error
-    except Exception as error:
-        raise UsageError(f"{what}: {first_sentence(error)}") from error
-
-
-@contextlib.contextmanager
-def _taken_apart(name: str, kind: str) -> Iterator[None]:
-    """Says of a model that TransformerLens fails on what kind it is; what the library says of it is for its authors."""
-    try:
-        yield
-    except MechrlError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MachineError(f"{name!r} cannot be swept: out of memory") from error
-    except Exception as error:
-        raise UsageError(
-            f"{name!r} cannot be swept: TransformerLens {version('transformer-lens')} cannot take apart models of type "
-            f"{kind} (--debug shows its error)"
-        ) from error
 
 
 def _speed_up(bridge: Any) -> None:

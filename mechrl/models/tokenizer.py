@@ -1,13 +1,20 @@
 """The tokenizer of a model folder, which must split text as the folder's own tokenizer.json does."""
 
+import contextlib
 import hashlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mechrl.errors import UsageError
+from mechrl.errors import UsageError, refused
 
 FILES = ("tokenizer.*", "vocab*", "*.model", "tekken.json")
-LARGEST = 2**28  # bytes of a tokenizer.json; the largest that are in use have 35 million
+LARGEST = 2**26  # bytes of a tokenizer.json; the largest that are in use have 35 million
+SECONDS = 5  # for all samples, which take milliseconds
 # What pre-tokenizers treat differently: spaces, digits, newlines, letters beyond ASCII, punctuation, other scripts.
 SAMPLES = (
     " 1742 and 13,579 in year 2026", "When Mary and John went to the store, John gave a drink to",
@@ -25,23 +32,31 @@ def load_tokenizer(name: str, folder: Path) -> Any:
 
     :raises UsageError: there is none, or none that splits text as the file says.
     """
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not any(any(folder.glob(pattern)) for pattern in FILES):  # else some classes begin empty
         raise UsageError(f"{name}: no tokenizer files there, such as tokenizer.json; save the tokenizer too")
     file = folder / "tokenizer.json"
-    if file.is_file() and file.stat().st_size > LARGEST:
-        raise UsageError(f"{name}: tokenizer.json has {file.stat().st_size / 2**20:.0f} MiB, far too much for one")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not file.is_file() or (differs := _differs(tokenizer, file)) is None:
-        return tokenizer
-    plain = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-    if _differs(plain, file) is None:
-        return plain
-    text, ours, theirs = differs
+    expected = None
+    if file.is_file():
+        if (size := file.stat().st_size) > LARGEST:
+            raise UsageError(f"{name}: tokenizer.json has {size / 2**20:.0f} MiB, far too much for one")
+        with _silent(), refused(f"{name}: tokenizer.json is damaged, or not one that tokenizers reads"):
+            of_file = Tokenizer.from_file(str(file))
+            of_file.no_truncation()
+            of_file.no_padding()
+            expected = _split(name, lambda text: of_file.encode(text, add_special_tokens=False).ids)
+    for kind in (AutoTokenizer, PreTrainedTokenizerFast):
+        with _silent(), refused(f"{name}: transformers cannot make a tokenizer of the folder's {_named(folder)}"):
+            tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+            found = _split(name, partial(tokenizer.encode, add_special_tokens=False))
+        if expected in (None, found):
+            return tokenizer
+    text, ours, theirs = next((text, a, b) for text, a, b in zip(SAMPLES, found, expected or [], strict=True) if a != b)
     raise UsageError(
-        f"{name}: transformers splits {text!r} into {ours} tokens with the tokenizer of this folder, where its file "
-        f"tokenizer.json gives {theirs}. Save the tokenizer again with the transformers that is installed"
+        f"{name}: transformers splits {text!r} into {len(ours)} tokens with the tokenizer of this folder, where its "
+        f"tokenizer.json gives {len(theirs)}. Save the tokenizer again with the transformers that is installed"
     )
 
 
@@ -52,16 +67,46 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(f"{text} bos={tokenizer.bos_token_id}".encode()).hexdigest()
 
 
-def _differs(tokenizer: Any, file: Path) -> tuple[str, int, int] | None:
-    """The first sample that the tokenizer splits in another way than its file, with both numbers of tokens."""
-    from tokenizers import Tokenizer
+def _split(name: str, encode: Any) -> list[list[int]]:
+    """The ids of every sample.
 
-    of_file = Tokenizer.from_file(str(file))
-    of_file.no_truncation()
-    of_file.no_padding()
-    for text in SAMPLES:
-        ours = tokenizer.encode(text, add_special_tokens=False)
-        theirs = of_file.encode(text, add_special_tokens=False).ids
-        if ours != theirs:
-            return text, len(ours), len(theirs)
-    return None
+    :raises UsageError: it takes too long; some patterns take as good as forever.
+    """
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append([list(encode(text)) for text in SAMPLES])
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # nobody can end it, and nobody has to wait for it
+    thread.start()
+    thread.join(SECONDS)
+    if not found:
+        raise UsageError(f"{name}: its tokenizer takes more than {SECONDS} seconds for ten short texts")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _named(folder: Path) -> str:
+    names = [
+        path.name for pattern in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *FILES)
+        for path in sorted(folder.glob(pattern))
+    ]  # fmt: skip
+    return ", ".join(dict.fromkeys(names))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what is written past Python from stderr: a panic in Rust prints its trace there."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
