@@ -31,7 +31,8 @@ def folder(sound, tmp_path):
     ("file", "content", "message"),
     [
         ("generation_config.json", '{"a": 1,\n', r"generation_config.json is damaged, it is not valid JSON \(line 2"),
-        ("config.json", "", "config.json is damaged"),
+        ("config.json", "", "config.json is empty"),
+        ("config.json", '{"model_type": "llama", "num_hidden_layers": 1000000000}', "num_hidden_layers 1000000000"),
         ("tokenizer_config.json", "[1]", "tokenizer_config.json is damaged, it holds no JSON object"),
         ("special_tokens_map.json", "[" * 100_000, "special_tokens_map.json is damaged.*nested too deep"),
         (

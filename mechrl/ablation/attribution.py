@@ -152,7 +152,7 @@ def shows_patterns(sweep: Sweep) -> bool:
     sites = [f"blocks.{layer}.attn." for layer in range(sweep.model.n_layers)]
     if any(site + "hook_pattern" not in sweep.model.bridge.hook_dict for site in sites):
         return False
-    tokens = torch.arange(1, 9, device=sweep.model.device)[None]
+    tokens = sweep.model.some_tokens(8)[None]
     sums: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
 

@@ -95,7 +95,7 @@ def _attention(sweep: Sweep, tokens: np.ndarray) -> dict[str, torch.Tensor]:
 def _copying(sweep: Sweep) -> torch.Tensor | None:
     """The copying scores, float64 [site]; None if the heads' values are not what the weights say."""
     bridge, n_heads = sweep.model.bridge, sweep.model.n_heads
-    tokens = torch.arange(1, 9, device=sweep.model.device)[:, None]  # a token alone attends to itself: z is its value
+    tokens = sweep.model.some_tokens(8)[:, None]  # a token alone attends to itself: z is its value
     basis = torch.eye(bridge.cfg.d_model, device=tokens.device).unsqueeze(1)
     embedding = bridge.W_E  # rows of tokens that nobody uses need not be finite
     vocabulary = bridge.W_U @ embedding.masked_fill(~torch.isfinite(embedding).all(1, keepdim=True), 0)

@@ -151,7 +151,7 @@ class Sweep:
         seen: list[torch.Tensor] = []
         names = ("hook_in", "attn.hook_z", "mlp.hook_out", "hook_out")
         hooks = [(f"{block}.{name}", lambda tensor, hook: seen.append(tensor)) for name in names]
-        bridge.run_with_hooks(torch.arange(4, device=self.model.device)[None], fwd_hooks=hooks)
+        bridge.run_with_hooks(self.model.some_tokens(4)[None], fwd_hooks=hooks)
         before, z, mlp, after = seen
         rest = after - before - bridge.blocks[-1].attn.o(z.flatten(2)) - mlp
         return bool(rest.abs().max() <= 1e-3 * after.abs().max())

@@ -10,14 +10,19 @@ from typing import Any
 from mechrl.errors import MechrlError, UsageError, refused
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# Endings of the files that transformers may read, and those of them that are read as JSON before it does.
-READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
-SETTINGS = (
-    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "model.safetensors.index.json", "pytorch_model.bin.index.json",
-)  # fmt: skip
-LARGEST_SETTINGS = {"config.json": 2**20, "generation_config.json": 2**20}  # bytes
-LARGEST_LIST = 2**24  # of the others: an index of a thousand shards has a few million
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHTS = (".safetensors", ".bin")
+# Files that transformers opens, with the most bytes that are believed of them. The first must be JSON objects.
+SETTINGS = {
+    "config.json": 2**20, "generation_config.json": 2**20, "tokenizer_config.json": 2**24,
+    "special_tokens_map.json": 2**24, "added_tokens.json": 2**24, **dict.fromkeys(INDEXES, 2**24),
+}  # fmt: skip
+OPENED = {
+    **SETTINGS, "tokenizer.json": 2**26, "vocab.json": 2**26, "vocab.txt": 2**26, "merges.txt": 2**26,
+    "tokenizer.model": 2**26, "spiece.model": 2**26, "sentencepiece.bpe.model": 2**26, "tekken.json": 2**26,
+    "chat_template.jinja": 2**20, "chat_template.json": 2**20, "preprocessor_config.json": 2**20,
+    "processor_config.json": 2**20,
+}  # fmt: skip
 # The greatest sizes that are believed of a config: far above any model, far below what would run for ever. Families
 # have several names for each.
 LARGEST = {
@@ -28,9 +33,10 @@ LARGEST = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 2**31),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 2**14),
 }  # fmt: skip
-NO_LIMIT = {"max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"}  # -1 means none
-MAY_BE_NONE = {"num_experts", "num_local_experts", "n_routed_experts", "num_labels"}
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+NONE = {
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), -1),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_labels"), 0),
+}  # fmt: skip
 LARGEST_HEADER = 2**24  # bytes; a thousand tensors take a hundred thousand
 LARGEST_PICKLE = 2**26
 MOST_SHARDS = 2**12
@@ -40,9 +46,9 @@ STATE_DICT = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "tor
 
 
 def check_files(folder: Path, name: str) -> None:
-    """:raises UsageError: a file is no file, a pointer to one, or no JSON; or an adapter lies beside the weights."""
+    """:raises UsageError: a file is no file, a pointer to one, too large, empty or no JSON; or there is an adapter."""
     for path in sorted(folder.iterdir()):
-        if path.suffix not in READ or (path.is_dir() and path.name not in SETTINGS):
+        if path.name not in OPENED and (path.suffix not in WEIGHTS or path.is_dir()):
             continue
         if not path.is_file():  # reading a pipe would wait forever
             raise UsageError(f"{name}: {path.name} is not a file, but a folder, a pipe, a device or a link to nothing")
@@ -56,6 +62,10 @@ def check_files(folder: Path, name: str) -> None:
                 f"{name}: {path.name} is a pointer of Git LFS and not the file itself; `git lfs pull` in that folder "
                 "fetches it"
             )
+        if not start:
+            raise UsageError(f"{name}: {path.name} is empty")
+        if (size := path.stat().st_size) > OPENED.get(path.name, size):
+            raise UsageError(f"{name}: {path.name} has {size / 2**20:.0f} MiB, far too much for what it should hold")
         if path.name in SETTINGS:
             _check_settings(path, name)
     if (folder / "adapter_config.json").exists():
@@ -66,13 +76,11 @@ def check_files(folder: Path, name: str) -> None:
 
 
 def _check_settings(path: Path, name: str) -> None:
-    """:raises UsageError: the file is too large, or holds no JSON object."""
-    if (size := path.stat().st_size) > LARGEST_SETTINGS.get(path.name, LARGEST_LIST):
-        raise UsageError(f"{name}: {path.name} has {size / 2**20:.0f} MiB, far too much for what it should hold")
+    """:raises UsageError: the file holds no JSON object."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        said = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "not Unicode text"
+        said = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "not UTF-8 text"
         said = "nested too deep" if isinstance(error, RecursionError) else said
         raise UsageError(f"{name}: {path.name} is damaged, it is not valid JSON ({said})") from error
     if not isinstance(found, dict):
@@ -121,9 +129,8 @@ def _check_sizes(name: str, config: dict[str, Any]) -> None:
             _check_sizes(name, value)
         if key not in LARGEST or value is None:
             continue
-        least = -1 if key in NO_LIMIT else (0 if key in MAY_BE_NONE else 1)
         sizes = value if isinstance(value, list) else [value]  # some families have one for each layer
-        if not all(type(size) is int and least <= size <= LARGEST[key] for size in sizes):
+        if not all(type(size) is int and (1 <= size <= LARGEST[key] or size == NONE.get(key)) for size in sizes):
             raise UsageError(f"{name!r}: its config.json says {key} {value!r:.40}, which no model has")
 
 
@@ -167,18 +174,22 @@ def _shards(name: str, index: Path) -> list[Path]:
 
 
 def _check_safetensors(name: str, path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, refused(f"{name}: {path.name} is damaged, or no safetensors file"):
         size = int.from_bytes(file.read(8), "little")
-    try:
         if size > LARGEST_HEADER:
             raise UsageError(f"{name}: {path.name} is damaged: its header would have {size} bytes")
-        with safe_open(path, framework="pt") as tensors:
-            if not list(tensors.keys()):
-                raise UsageError(f"{name}: {path.name} holds no weights")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"{name}: {path.name} is damaged, or no safetensors file") from error
+        header = json.loads(file.read(size))
+        ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
+        if not ends:
+            raise UsageError(f"{name}: {path.name} holds no weights")
+        if (whole := path.stat().st_size) != 8 + size + max(ends):
+            raise UsageError(
+                f"{name}: {path.name} is damaged: it has {whole} bytes, and its header speaks of {8 + size + max(ends)}"
+            )
+        with safe_open(path, framework="pt"):  # which looks at the rest of the header
+            pass
 
 
 def _check_pickle(name: str, path: Path) -> None:

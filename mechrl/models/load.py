@@ -135,19 +135,22 @@ def _load_weights(name: str, folder: Path) -> Any:
 
     :raises UsageError: the folder lacks weights, or has some of another shape.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
+    if (folder / "generation_config.json").is_file():  # read with the weights, and never used here
+        with refused(f"{name!r}: its generation_config.json holds what transformers does not take; delete or mend it"):
+            GenerationConfig.from_pretrained(folder)
     with refused(f"{name!r}: its weights do not fit its config.json, or cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, trust_remote_code=False,
-            ignore_mismatched_sizes=True, use_kernels=False,
+            use_kernels=False,
         )  # fmt: skip
     hf, loading = loaded
-    for fault, keys in (("lacks weights", loading["missing_keys"]), ("has weights of other sizes than its config.json "
-                        "says", loading["mismatched_keys"])):  # fmt: skip
-        if keys:
-            listed = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
-            raise UsageError(f"{name!r}: the folder {fault}: {', '.join(listed[:3])} … ({len(keys)} in all)")
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+        raise UsageError(f"{name!r}: the folder lacks weights: {', '.join(missing[:3])} … ({len(missing)} in all)")
+    hf.config.architectures = [type(hf).__name__]  # what was loaded, whatever config.json says
+    hf.config.return_dict = True
     return hf.eval()
 
 
@@ -161,8 +164,8 @@ def _vocabulary_rows(hf: Any) -> int:
 def _check_bos(name: str, tokenizer: Any, rows: int) -> None:
     if tokenizer.bos_token_id is not None and tokenizer.bos_token_id >= rows:
         raise UsageError(
-            f"{name!r}: the tokenizer's BOS {tokenizer.bos_token!r} has id {tokenizer.bos_token_id}, and the model's "
-            f"embedding has {rows} rows: a token was added to the tokenizer and not to the model"
+            f"{name!r}: the tokenizer's BOS {tokenizer.bos_token!r:.40} has id {tokenizer.bos_token_id}, and the "
+            f"model's embedding has {rows} rows: a token was added to the tokenizer and not to the model"
         )
 
 
@@ -200,6 +203,7 @@ def _quiet() -> Iterator[None]:
     Errors still come through.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns of every later fork
     from transformers.utils import logging as transformers_logging
 
     level = logging.root.manager.disable

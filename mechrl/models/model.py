@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mechrl.models.regimes import Regimes
+from mechrl.models.regimes import Regimes, probe_tokens
 from mechrl.vocabulary import Vocabulary
 
 
@@ -67,6 +67,10 @@ class Model:
             "zero leaves a head its constant part (value and norm biases, folded away, as in TransformerLens); "
             "--ablation zero_raw sets the whole slice to zero, as tools on plain modules do"
         )
+
+    def some_tokens(self, n: int) -> torch.Tensor:
+        """`n` tokens that mean nothing, to see what the model computes, int64 [position]."""
+        return probe_tokens(self.bridge.original_model, n).to(self.device)
 
     @property
     def device(self) -> torch.device:

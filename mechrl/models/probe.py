@@ -132,7 +132,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 def head_outputs(bridge: Any) -> list[torch.Tensor]:
     """`hook_z` of each layer on a few tokens, [position, head, head width]; before folding it goes by another name."""
     seen: list[torch.Tensor] = []
-    tokens = torch.arange(1, 9, device=next(bridge.parameters()).device)[None]
+    tokens = probe_tokens(bridge.original_model, 8)[None].to(next(bridge.parameters()).device)
     names = [f"blocks.{layer}.attn.o.hook_in" for layer in range(bridge.cfg.n_layers)]
     names = [name for name in names if name in bridge.hook_dict]  # what is missing is reported after folding
     bridge.run_with_hooks(tokens, fwd_hooks=[(name, lambda z, hook: seen.append(z[0].clone())) for name in names])

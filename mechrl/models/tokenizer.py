@@ -2,18 +2,18 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mechrl.errors import UsageError, refused
 
-FILES = ("tokenizer.*", "vocab*", "*.model", "tekken.json")
-LARGEST = 2**26  # bytes of a tokenizer.json; the largest that are in use have 35 million
+FILES = ("tokenizer.*", "vocab*", "merges.txt", "*.model", "tekken.json")
 SECONDS = 5  # for all samples, which take milliseconds
 # What pre-tokenizers treat differently: spaces, digits, newlines, letters beyond ASCII, punctuation, other scripts.
 SAMPLES = (
@@ -37,20 +37,20 @@ def load_tokenizer(name: str, folder: Path) -> Any:
 
     if not any(any(folder.glob(pattern)) for pattern in FILES):  # else some classes begin empty
         raise UsageError(f"{name}: no tokenizer files there, such as tokenizer.json; save the tokenizer too")
+    _check_class(name, folder)
     file = folder / "tokenizer.json"
     expected = None
     if file.is_file():
-        if (size := file.stat().st_size) > LARGEST:
-            raise UsageError(f"{name}: tokenizer.json has {size / 2**20:.0f} MiB, far too much for one")
         with _silent(), refused(f"{name}: tokenizer.json is damaged, or not one that tokenizers reads"):
             of_file = Tokenizer.from_file(str(file))
             of_file.no_truncation()
             of_file.no_padding()
-            expected = _split(name, lambda text: of_file.encode(text, add_special_tokens=False).ids)
+            batch = partial(of_file.encode_batch, add_special_tokens=False)
+            expected = _split(name, lambda texts: [encoding.ids for encoding in batch(texts)])
     for kind in (AutoTokenizer, PreTrainedTokenizerFast):
         with _silent(), refused(f"{name}: transformers cannot make a tokenizer of the folder's {_named(folder)}"):
             tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
-            found = _split(name, partial(tokenizer.encode, add_special_tokens=False))
+            found = _split(name, partial(_ids, tokenizer))
         if expected in (None, found):
             return tokenizer
     text, ours, theirs = next((text, a, b) for text, a, b in zip(SAMPLES, found, expected or [], strict=True) if a != b)
@@ -67,18 +67,38 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(f"{text} bos={tokenizer.bos_token_id}".encode()).hexdigest()
 
 
-def _split(name: str, encode: Any) -> list[list[int]]:
+def _check_class(name: str, folder: Path) -> None:
+    """:raises UsageError: the tokenizer class that the folder names is another class; transformers would call it."""
+    import transformers
+
+    for settings in ("tokenizer_config.json", "config.json"):
+        if not (folder / settings).is_file():
+            continue
+        wanted = json.loads((folder / settings).read_bytes()).get("tokenizer_class")
+        found = getattr(transformers, wanted, None) if isinstance(wanted, str) else wanted
+        if found is not None and not (
+            isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
+        ):
+            raise UsageError(f"{name}: {settings} names {wanted!r:.60} as its tokenizer class, which is none")
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def _split(name: str, encode: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
     """The ids of every sample.
 
-    :raises UsageError: it takes too long; some patterns take as good as forever.
+    :param encode: of all texts at once, which lets other threads run meanwhile.
+    :raises UsageError: it takes too long, as some patterns do, or gives one text different ids.
     """
     found: list[Any] = []
 
     def run() -> None:
         try:
-            found.append([list(encode(text)) for text in SAMPLES])
+            found.extend([encode(list(SAMPLES)), encode(list(SAMPLES))])
         except BaseException as error:
-            found.append(error)
+            found[:] = [error]
 
     thread = threading.Thread(target=run, daemon=True)  # nobody can end it, and nobody has to wait for it
     thread.start()
@@ -87,6 +107,8 @@ def _split(name: str, encode: Any) -> list[list[int]]:
         raise UsageError(f"{name}: its tokenizer takes more than {SECONDS} seconds for ten short texts")
     if isinstance(found[0], BaseException):
         raise found[0]
+    if found[0] != found[1]:
+        raise UsageError(f"{name}: its tokenizer splits the same text differently each time; has it a dropout?")
     return found[0]
 
 
