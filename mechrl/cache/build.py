@@ -89,7 +89,9 @@ class BuildSettings:
 
     def identity(self) -> dict[str, Any]:
         """What two builds must share to be one; files by their hash."""
-        return {**vars(self), "files": {file.name: file.sha256 for file in self.files}}
+        skipping = " without bad lines"
+        files = {file.name: file.sha256 + skipping * file.skip_bad_lines for file in self.files}
+        return {**vars(self), "files": files}
 
 
 def split_batches(batches: int) -> tuple[int, int]:
@@ -142,12 +144,14 @@ def prepare(model: Model, settings: BuildSettings, control_text: str | None = No
     for name in settings.tasks:
         prompts[name], attributes[f"/tasks/{name}"] = make_prompts(model, name, settings)
     for file in settings.files:
-        check_file(file, model.vocabulary, model.n_ctx)
-        prompts[file.name] = arrange(file, model.vocabulary, settings.batch_size)
+        fitting = check_file(file, model.vocabulary, model.n_ctx)
+        prompts[file.name] = arrange(fitting, model.vocabulary, settings.batch_size)
+        left_out = {"skipped": fitting.skipped} if file.skip_bad_lines else {}
+        left_out |= {"dropped_answers": fitting.dropped} if fitting.dropped else {}
         attributes[f"/tasks/{file.name}"] = {
             "generator": FROM_FILE,
             "generator_version": 1,
-            "generator_params": json.dumps({"file": file.path.name, "sha256": file.sha256}),
+            "generator_params": json.dumps({"file": file.path.name, "sha256": file.sha256, **left_out}),
             "source": f"{file.path.name}",
         }
     n_train, n_evaluation = (n * settings.batch_size for n in split_batches(settings.control_batches))

@@ -40,6 +40,7 @@ class TaskCheck:
     :param twins: whether the file has counterfactual twins.
     :param bos: which token is put before every prompt, as a sentence.
     :param notes: what else a user should know, a sentence each.
+    :param skipped: records that were left out because they do not fit.
     """
 
     task: str
@@ -49,6 +50,7 @@ class TaskCheck:
     longest: int
     twins: bool
     bos: str
+    skipped: int
     logit_diff: float
     logprob: float
     prob_diff: float
@@ -64,7 +66,7 @@ def check_task(model: Model, file: TaskFile, n_worst: int = 5) -> TaskCheck:
     :raises UsageError: the file does not fit the tokenizer or the model's context (the message names every line), or
         has too few prompts for a build.
     """
-    check_file(file, model.vocabulary, model.n_ctx)
+    file = check_file(file, model.vocabulary, model.n_ctx)
     arrange(file, model.vocabulary, fitting_batch_size([file]))  # whether a build would take it
     prompts = tokenize(file.name, file.examples, model.vocabulary, 0)
     check_length(model, int(prompts.length.max()))
@@ -84,6 +86,7 @@ def check_task(model: Model, file: TaskFile, n_worst: int = 5) -> TaskCheck:
         longest=int(prompts.length.max()),
         twins=prompts.corrupted is not None,
         bos=model.vocabulary.said_of_bos,
+        skipped=file.skipped,
         logit_diff=float(logit_diff.mean()),
         logprob=float(measures["logprob"].mean()),
         prob_diff=float(measures["prob_diff"].mean()),

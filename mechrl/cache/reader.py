@@ -68,7 +68,7 @@ class Cache:
         """Ablate every head on every prompt, write the cache to `out`, and open it.
 
         :param model: `mini`, a folder, or a name on the hub.
-        :param tasks: names of built-in tasks, and paths of .jsonl or .csv files with tasks of your own.
+        :param tasks: names of built-in tasks, and paths of files with tasks of your own, see `mechrl.tasks.files`.
         :param control_text: a text file; by default WikiText-2, for `mini` generated prose.
         :param settings: of `mechrl.cache.build.BuildSettings`: batches, batch_size, control_batches, ablation, seed,
             dtype, tf32.
@@ -80,11 +80,12 @@ class Cache:
         from mechrl.models import load_model
         from mechrl.tasks.control import read_control
         from mechrl.tasks.files import fitting_batch_size, read_task_file
+        from mechrl.tasks.records import ENDINGS
 
         tasks = [tasks] if isinstance(tasks, str | Path) else tasks
-        paths = [Path(task) for task in tasks if str(task).endswith((".jsonl", ".csv"))]
+        paths = [Path(task) for task in tasks if str(task).lower().endswith(ENDINGS)]
         own = tuple(read_task_file(path, taken=sorted(TASKS)) for path in paths)
-        names = tuple(str(task) for task in tasks if not str(task).endswith((".jsonl", ".csv")))
+        names = tuple(str(task) for task in tasks if not str(task).lower().endswith(ENDINGS))
         source, text = read_control(None if control_text is None else Path(control_text), generated=model == "mini")
         settings = {"batch_size": fitting_batch_size(own), **settings}
         wanted = BuildSettings(tasks=names, files=own, control_source=source, **settings)

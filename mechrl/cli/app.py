@@ -5,13 +5,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from mechrl.errors import MechrlError
+
+if TYPE_CHECKING:
+    from mechrl.models import Model
+    from mechrl.tasks import TaskFile
 
 MINI_CACHE = Path("cache/mini.h5")
 FIRST_LINE = "model: mini, the small one that comes with mechrl (GPT-2 small: --model gpt2 --device cuda)"
@@ -40,6 +44,59 @@ def threads(default: int | None) -> Callable:
     )
 
 
+task_names = click.option(
+    "--name", "task_names", multiple=True, help="What to call the task of a file; one for each.  [default: as the file]"
+)
+skip_bad_lines = click.option(
+    "--skip-bad-lines",
+    is_flag=True,
+    help="Leave out what does not fit of a file, up to a quarter of its lines.",
+)
+
+
+def task_files(
+    flag: str, paths: Sequence[Path], names: Sequence[str], skip: bool, taken: Collection[str] = ()
+) -> tuple["TaskFile", ...]:
+    """Tasks from files; what was recognised in them, and what is ignored, is said.
+
+    :param flag: which names the files, for messages.
+    :param names: of the tasks, one for each file, or none.
+    :param taken: names that are not free.
+    """
+    from mechrl.tasks.files import read_task_file
+
+    if names and len(names) != len(paths):
+        raise click.UsageError(f"{len(names)} × --name and {len(paths)} × {flag}: name each file, in their order")
+    files = []
+    for i, path in enumerate(paths):
+        name = names[i] if names else None
+        files.append(file := read_task_file(path, taken, name=name, skip_bad_lines=skip))
+        if file.read_as:
+            say(f"{path}: {file.read_as}")
+        if file.ignored:
+            shown = ", ".join(name[:40] for name in file.ignored[:5])
+            more = f" and {len(file.ignored) - 5} more" if len(file.ignored) > 5 else ""
+            warn(f"{path}: columns that are not read: {shown}{more}")
+    return tuple(files)
+
+
+def fitting(files: Iterable["TaskFile"], model: "Model") -> tuple["TaskFile", ...]:
+    """Files as a model's tokenizer takes them; what their token ids mean to it, and how many lines go, is said."""
+    from mechrl.tasks.files import check_file, ids_say
+
+    fit = []
+    for file in files:
+        if said := ids_say(file, model.vocabulary):
+            say(f"{file.path}: {said}")
+        fit.append(found := check_file(file, model.vocabulary, model.n_ctx))
+        if found.skipped:
+            of = f"{found.skipped} of {found.skipped + len(found)} {file.unit}s"
+            warn(f"{file.path}: {of} do not fit and are left out")
+        if found.dropped:
+            say(f"{file.path}: {found.dropped} answers and wrongs, digits that this tokenizer joins, are left out")
+    return tuple(fit)
+
+
 def run(command: click.Command) -> NoReturn:
     """Runs a command as a program: one message on stderr and DESIGN's exit code for whatever goes wrong."""
     try:
@@ -52,9 +109,7 @@ def run(command: click.Command) -> NoReturn:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except MechrlError as error:
-        # What a file says of itself may be in the message; it must not steer the terminal.
-        text = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(error))
-        click.secho(f"error: {text}", err=True, fg="red")
+        click.secho(f"error: {_printable(str(error))}", err=True, fg="red")
         sys.exit(error.exit_code)
     except MemoryError:
         click.secho("error: out of memory", err=True, fg="red")
@@ -66,6 +121,11 @@ def run(command: click.Command) -> NoReturn:
         _drop_stdout()
         click.secho(f"error: {error}", err=True, fg="red")
         sys.exit(1)
+
+
+def _printable(text: str) -> str:
+    """A message that may hold what a file says of itself, which must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 def _drop_stdout() -> None:
@@ -81,12 +141,12 @@ def unfinished(path: Path) -> bool:
 
 def say(text: str) -> None:
     """A line for the person who waits, on stderr."""
-    click.echo(text, err=True)
+    click.echo(_printable(text), err=True)
 
 
 def warn(text: str) -> None:
     """A warning that must not be overlooked, on stderr."""
-    click.secho(f"WARNING: {text}", err=True, fg="yellow", bold=True)
+    click.secho(f"WARNING: {_printable(text)}", err=True, fg="yellow", bold=True)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -35,8 +35,10 @@ def cache() -> None:
     "files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A .jsonl or .csv file of your own prompts; then --tasks defaults to none.",
+    help="A file of your own prompts (.jsonl, .json, .csv, .tsv, .txt); then --tasks defaults to none.",
 )
+@app.task_names
+@app.skip_bad_lines
 @click.option("--batches", type=int, help="Prompt batches of each task.  [default: 16 for mini, 64 otherwise]")
 @click.option("--batch-size", type=int, help="Prompts in a batch.  [default: 32, or less for a small task file]")
 @click.option("--control-batches", type=int, help="Batches of control text.  [default: as --batches]")
@@ -69,8 +71,8 @@ def cache() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Where to.  [default: cache/<model>.h5]")
 @app.as_json
 def build(
-    model, revision, tasks, files, batches, batch_size, control_batches, control_text, kinds, sets, shard, device,
-    dtype, tf32, workers, scheduler, seed, threads, out, as_json,
+    model, revision, tasks, files, task_names, skip_bad_lines, batches, batch_size, control_batches, control_text,
+    kinds, sets, shard, device, dtype, tf32, workers, scheduler, seed, threads, out, as_json,
 ):  # fmt: skip
     """Ablate every head on every prompt and store the damage."""
     if workers and scheduler:
@@ -91,9 +93,9 @@ def build(
     from mechrl.models import cache_name, find_folder, load_model, pick_device
     from mechrl.tasks import TASKS
     from mechrl.tasks.control import read_control
-    from mechrl.tasks.files import LARGEST_BATCH, fitting_batch_size, read_task_file
+    from mechrl.tasks.files import LARGEST_BATCH, fitting_batch_size
 
-    own = tuple(read_task_file(path, taken=sorted(TASKS)) for path in files)
+    own = app.task_files("--task", files, task_names, skip_bad_lines, TASKS)
     if tasks is None:
         tasks = [] if own else ["induction", "ioi", "docstring"]
     elif tasks == ["all"]:
@@ -122,6 +124,8 @@ def build(
         path = out
         with connect(workers, scheduler, threads) as client:
             loaded = load_model(model, device="cpu" if client else device, revision=revision)
+            if settings is every[0]:
+                app.fitting(own, loaded)
             if path is None:
                 part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
                 name = cache_name(model, loaded.sha256, settings.ablation).removesuffix(".h5")
@@ -149,30 +153,36 @@ def build(
 
 @cache.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@app.task_names
+@app.skip_bad_lines
 @app.model
 @app.revision
 @app.device
 @app.threads(None)
 @app.as_json
-def check(path, model, revision, device, threads, as_json):
+def check(path, task_names, skip_bad_lines, model, revision, device, threads, as_json):
     """Check a task file line by line, and see what the model does on it."""
     app.use_threads(threads)
-    from mechrl.tasks import TASKS, read_task_file
+    from mechrl.tasks import TASKS
 
-    file = read_task_file(path, taken=sorted(TASKS))
+    file = app.task_files("PATH", [path], task_names, skip_bad_lines, TASKS)[0]
     from mechrl.cache.check import check_task
     from mechrl.cache.intervals import LEAST_GROUPS
     from mechrl.models import load_model
     from mechrl.tasks.files import fitting_batch_size
 
-    found = check_task(load_model(model, device=device, revision=revision), file)
+    loaded = load_model(model, device=device, revision=revision)
+    file = app.fitting([file], loaded)[0]
+    found = check_task(loaded, file)
     if as_json:
         return app.print_json({**vars(found), "worst": [vars(prompt) for prompt in found.worst]})
     from mechrl.report.tables import print_table
 
+    skipped = f" without the {found.skipped} {file.unit}s that do not fit" if found.skipped else ""
     click.echo(
-        f"{path}: sound; {found.prompts} prompts of {found.shortest} to {found.longest} tokens in {found.groups} "
-        f"groups, {'with' if found.twins else 'without'} counterfactual twins; batches of {fitting_batch_size([file])}"
+        f"{path}: sound{skipped}; {found.prompts} prompts of {found.shortest} to {found.longest} tokens in "
+        f"{found.groups} groups, {'with' if found.twins else 'without'} counterfactual twins; batches of "
+        f"{fitting_batch_size([file])}"
     )
     columns = ["model", "logit diff (nats)", "accuracy", "top-1", "log prob. of the answer", "prob. difference"]
     print_table(
@@ -183,7 +193,7 @@ def check(path, model, revision, device, threads, as_json):
     )
     print_table(
         "the prompts it does worst on",
-        ["line", "logit diff", "says", "prompt"],
+        [file.unit, "logit diff", "says", "prompt"],
         [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in found.worst],
     )
     click.echo(found.bos)

@@ -26,6 +26,8 @@ from mechrl.cli import app
     type=click.Path(path_type=Path),
     help="A task file with further prompts, called like the task, for one that was built from a file.",
 )
+@app.task_names
+@app.skip_bad_lines
 @click.option(
     "--tolerance",
     type=float,
@@ -45,8 +47,8 @@ from mechrl.cli import app
 @app.as_json
 @click.pass_context
 def verify(
-    ctx, checkpoint, path, model, revision, device, top, plan_k, fresh_batches, files, tolerance, sweep, joint, curves,
-    out, seed, threads, as_json,
+    ctx, checkpoint, path, model, revision, device, top, plan_k, fresh_batches, files, task_names, skip_bad_lines,
+    tolerance, sweep, joint, curves, out, seed, threads, as_json,
 ):  # fmt: skip
     """Ablate the picked heads on the live model, on the cached prompts and on fresh ones.
 
@@ -71,9 +73,8 @@ def verify(
     cache = Cache.open(path)
     note = move(policy, note, cache)
     from mechrl.errors import unknown_name
-    from mechrl.tasks import read_task_file
 
-    fresh_files = {file.name: file for file in map(read_task_file, files)}
+    fresh_files = {file.name: file for file in app.task_files("--fresh", files, task_names, skip_bad_lines)}
     if len(fresh_files) < len(files):
         raise click.UsageError("--fresh: two files of one name")
     for name in fresh_files:
@@ -93,6 +94,7 @@ def verify(
         app.say("this is not the very cache that the checkpoint was trained on")
     loaded = load_model(model, device=device, revision=revision)
     check_fits(cache, note, loaded.sha256)
+    fresh_files = {file.name: file for file in app.fitting(fresh_files.values(), loaded)}
     with app.progress("verifying") as progress:
         result = replay(
             loaded, cache, policy, note, plan_k=plan_k or note.plan_k, top=top, fresh_batches=fresh_batches,

@@ -49,6 +49,7 @@ class Example:
     :param wrongs: wrong next tokens, likewise.
     :param group: what the prompt shares with others of its group: the slot fillers that matter.
     :param corrupted: the counterfactual twin: a context of as many tokens in which the answers are not right, or None.
+    :param join: the answer goes on inside the prompt's last word.
     """
 
     context: str | Sequence[int]
@@ -56,6 +57,7 @@ class Example:
     wrongs: Sequence[str] | Sequence[int]
     group: Hashable
     corrupted: str | Sequence[int] | None = None
+    join: bool = False
 
 
 @dataclass(frozen=True)

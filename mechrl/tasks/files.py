@@ -1,39 +1,47 @@
-"""Tasks from a user's file: one prompt a line, checked as a whole before any model is run."""
+"""Tasks from a user's file: its prompts checked as a whole, line by line, before any model is run."""
 
-import contextlib
-import csv
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import RandomState
 
 from mechrl.errors import UsageError
 from mechrl.tasks.base import EVALUATION, TRAIN, Example, Prompts, tokenize
+from mechrl.tasks.forms import IDS, KNOWN, LOOKED_AT, Form, as_list, ignored, missing_field, recognise, short
+from mechrl.tasks.records import ENDINGS, Problem, Records, read_records
 from mechrl.vocabulary import Vocabulary
 
-REQUIRED, OPTIONAL = ("prompt", "answer", "wrong"), ("corrupted", "group", "split")
 SPLITS = {"train": TRAIN, "evaluation": EVALUATION}
 SHOWN = 20  # problems that a message lists
 LARGEST_BATCH = 32
+LARGEST = 256 * 2**20  # bytes of a file
+LONGEST = 1_000_000  # letters of a text
 
 
 @dataclass(frozen=True)
 class TaskFile:
     """A behaviour that somebody wrote down.
 
-    :param name: the file's name without its ending; what the task is called.
+    :param name: what the task is called.
     :param sha256: of the file.
-    :param examples: its prompts, in the order of the file.
+    :param examples: its prompts, in the order of the file; their answers may be token ids.
     :param lines: the line of each, for messages.
     :param split: int8 [prompt], 0 train and 1 evaluation, or -1 where the file does not say.
+    :param unit: what `lines` counts: "line", or "record" where a line holds several.
+    :param read_as: whose columns were recognised, and how they are read; nothing for mechrl's own.
+    :param ignored: the columns that are not read.
+    :param ids: the columns of token ids, if answers are such.
+    :param labels: the words that the token ids of each prompt must be, if the file has them.
+    :param skip_bad_lines: whether records that do not fit are left out; `skipped` of them are.
+    :param dropped: answers and wrongs that are left out of records that fit, see `check_file`.
     """
 
     path: Path
@@ -42,87 +50,262 @@ class TaskFile:
     examples: Sequence[Example]
     lines: Sequence[int]
     split: np.ndarray
+    unit: str = "line"
+    read_as: str = ""
+    ignored: tuple[str, ...] = ()
+    ids: tuple[str, str] | None = None
+    labels: Sequence[Sequence[str]] | None = None
+    skip_bad_lines: bool = False
+    skipped: int = 0
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
 
 
-def read_task_file(path: Path, taken: Sequence[str] = ()) -> TaskFile:
-    """A task from a .jsonl file, one JSON object a line, or from a .csv file with a header.
+def read_task_file(
+    path: Path, taken: Collection[str] = (), *, name: str | None = None, skip_bad_lines: bool = False
+) -> TaskFile:
+    """A task from a file of JSON (.jsonl, .json) or from a table with a header (.csv, .tsv, .txt).
 
-    Each has `prompt`, `answer` and `wrong`, and may have `corrupted`, `group` and `split` (train or evaluation).
-    `answer` and `wrong` are a text or a list of texts (in .csv a JSON list), each going on from the prompt letter by
-    letter: " Paris", with its space.
+    Each record has `prompt`, `answer` and `wrong`, and may have `corrupted`, `group`, `split` (train or evaluation)
+    and `join` (true: the answer goes on inside the prompt's last word). `answer` and `wrong` are a text or a list of
+    texts, each going on from the prompt letter by letter: " Paris", with its space. Columns of EAP-IG, AutoCircuit and
+    MIB are read, too; `TaskFile.read_as` says how.
 
     :param taken: names that are not free for it.
-    :raises UsageError: no such file, or not of this form; the message names every line that is wrong.
+    :param name: what to call the task; by default as the file is called.
+    :param skip_bad_lines: leave out records that do not fit.
+    :raises UsageError: no such file, or not of this form; the message names every line that is wrong. With
+        `skip_bad_lines` only if fewer than three quarters would be left.
     """
-    if path.suffix not in (".jsonl", ".csv"):
-        raise UsageError(f"{path}: a task file ends in .jsonl or .csv")
-    name = path.stem
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "control":
-        raise UsageError(
-            f"{path}: a task is called what its file is, in letters, digits, _ and -, and not 'control'; rename it"
-        )
-    if name in taken:
-        raise UsageError(f"{path}: there is a task {name!r} already; rename the file")
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"{path}: a task file ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    name = _task_name(path, name, taken)
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise UsageError(f"{path} has {size / 2**20:.0f} MiB, and a task file at most {LARGEST / 2**20:.0f}")
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    problems: list[tuple[int, str]] = []
-    records = list((_jsonl if path.suffix == ".jsonl" else _csv)(data, problems))
-    examples, lines, splits = [], [], []
+    records = read_records(data, path.suffix.lower(), KNOWN)
+    file = TaskFile(path, name, hashlib.sha256(data).hexdigest(), (), (), np.array([]), records.unit)
+    if records.fatal or not records.rows:
+        _raise(file, records.fatal + records.faults)
+    form, of_header = recognise(records)
+    _raise(file, [(records.header, problem) for problem in of_header])
+    assert form is not None  # or the header would be at fault
+    rows, problems = _rows(records, form)
+    separated = f"separated by {records.separated}" if records.separated not in ("", "commas") else ""
+    file = replace(
+        file,
+        examples=[row.example for row in rows],
+        lines=[row.place for row in rows],
+        split=np.array([row.split for row in rows], np.int8),
+        read_as="; ".join(filter(None, (form.described(records.names), separated))),
+        ignored=tuple(ignored(records, form)),
+        ids=(form.answer, form.wrong) if form.kind == IDS else None,
+        labels=[row.labels for row in rows] if form.labels else None,
+        skip_bad_lines=skip_bad_lines,
+    )
+    return _without(file, problems, len(problems))
+
+
+class _Row(NamedTuple):
+    """A record that is of the right form."""
+
+    place: int
+    example: Example
+    split: int
+    labels: Sequence[str]
+
+
+def _rows(records: Records, form: Form) -> tuple[list[_Row], dict[int, list[str]]]:
+    """The records of the right form, and by place what is wrong: with others, or with these for lack of a field."""
+    problems: dict[int, list[str]] = {}
+    for place, problem in records.faults:
+        problems.setdefault(place, []).append(problem)
+    rows = []
     seen: dict[str, int] = {}
-    for line, record in records:
-        found = _problems(record)
-        if not found and seen.setdefault(record["prompt"], line) != line:
-            found = [f"the prompt of line {seen[record['prompt']]} again"]
-        problems += [(line, problem) for problem in found]
-        if not found:
-            examples.append(_example(record, line))
-            lines.append(line)
-            splits.append(SPLITS.get(record.get("split"), -1))
+    for place, given in records.rows:
+        try:
+            record = form.native(given)
+            found = _problems(record, form, given)
+        except RecursionError:
+            found = ["nested too deep"]
+        except ValueError as error:
+            found = [str(error)]
+        if not found and seen.setdefault(record["prompt"], place) != place:
+            found = [f"the prompt of {records.unit} {seen[record['prompt']]} again"]
+        if found:
+            problems[place] = found
+            continue
+        split = SPLITS.get(record.get("split", ""), -1)
+        rows.append(_Row(place, _example(record, f"line {place}"), split, record.get("labels", ())))
     for what, has in (
-        ("corrupted prompt", [e.corrupted is not None for e in examples]),
-        ("split", [split >= 0 for split in splits]),
+        ("corrupted prompt", [row.example.corrupted is not None for row in rows]),
+        ("split", [row.split >= 0 for row in rows]),
     ):
         if any(has) and not all(has):
-            problems += [
-                (line, f"no {what}, which other lines have")
-                for line, there in zip(lines, has, strict=True)
-                if not there
-            ]
-    if not problems and not examples:
-        problems.append((1, "there are no prompts"))
-    _raise(path, problems)
-    return TaskFile(path, name, hashlib.sha256(data).hexdigest(), examples, lines, np.array(splits, np.int8))
+            for row, there in zip(rows, has, strict=True):
+                if not there:
+                    problems.setdefault(row.place, []).append(f"no {what}, which other lines have")
+    return rows, problems
 
 
-def check_file(file: TaskFile, vocabulary: Vocabulary, n_ctx: int) -> None:
+def _task_name(path: Path, name: str | None, taken: Collection[str]) -> str:
+    """What a task is called.
+
+    :raises UsageError: it is no name, or not free.
+    """
+    found = path.stem if name is None else name
+    remedy = "rename the file, or use --name" if name is None else "give another --name"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", found) or found == "control":
+        raise UsageError(
+            f"{path}: a task is called what its file is, in letters, digits, _ and -, and not 'control'; {remedy}"
+        )
+    if found in taken:
+        raise UsageError(f"{path}: there is a task {found!r} already; {remedy}")
+    return found
+
+
+def _without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile:
+    """A file without its records that have problems.
+
+    :param n: how many records that is, the unreadable ones included.
+    :raises UsageError: there are some, and they are not to be left out, or are more than a quarter of all.
+    """
+    if not problems:
+        return file
+    listed = [(place, problem) for place, found in problems.items() for problem in found]
+    kept = [i for i, place in enumerate(file.lines) if place not in problems]
+    skipped = file.skipped + n
+    if not file.skip_bad_lines:
+        few = len(kept) >= 3 * skipped
+        _raise(file, listed, hint="\n--skip-bad-lines leaves out what does not fit" if few else "")
+    if len(kept) < 3 * skipped:
+        _raise(file, listed, f"{skipped} of {skipped + len(kept)} {file.unit}s do not fit, and a quarter may;")
+    return replace(
+        file,
+        examples=[file.examples[i] for i in kept],
+        lines=[file.lines[i] for i in kept],
+        split=file.split[kept],
+        labels=None if file.labels is None else [file.labels[i] for i in kept],
+        skipped=skipped,
+    )
+
+
+def check_file(file: TaskFile, vocabulary: Vocabulary, n_ctx: int) -> TaskFile:
     """Whether a tokenizer takes a task file's prompts and answers as intended.
 
+    Where all answers and wrongs are digits that go on with a number (`join`), those that the tokenizer writes in other
+    tokens are left out: GPT-2's makes 17 and 52 of 1752, but 1700 is one token.
+
     :param n_ctx: the longest sequence that the model takes, in tokens.
-    :raises UsageError: an answer is not a single token, or the same token as another or as a wrong one; a prompt is too
-        long, or a corrupted prompt has another length. The message names every line.
+    :returns: the file, without such digits, and without the records that do not fit if these are to be left out.
+    :raises UsageError: an answer is not a single token, or the same token as another or as a wrong one; a token id is
+        not one that this tokenizer would put there; a prompt is too long, or a corrupted prompt has another length.
+        The message names every line.
     """
-    problems: list[tuple[int, str]] = []
-    for line, example in zip(file.lines, file.examples, strict=True):
-        row = vocabulary.encode(str(example.context))
-        ids: dict[int, str] = {}
-        if len(row) > n_ctx:
-            problems.append((line, f"the prompt has {len(row)} tokens and the model takes {n_ctx}"))
-        for kind, words in (("answer", example.answers), ("wrong", example.wrongs)):
-            for word in map(str, words):
-                if (split := _pieces(vocabulary, str(example.context), row, word)) is not None:
-                    problems.append((line, f"the {kind} {word!r} is not a single token after the prompt: {split}"))
-                elif ids.setdefault(token := vocabulary.encode(f"{example.context}{word}")[-1], word) != word:
-                    problems.append((line, f"{ids[token]!r} and {word!r} are the same token"))
-        if example.corrupted is not None:
-            n = len(vocabulary.encode(str(example.corrupted)))
-            if n != len(row):
-                problems.append((line, f"the corrupted prompt has {n} tokens and the prompt {len(row)}"))
-    _raise(file.path, problems)
+    examples = [_with_fitting_digits(vocabulary, example) for example in file.examples]
+    dropped = sum(map(_n_words, file.examples)) - sum(map(_n_words, examples))
+    file = replace(file, examples=examples, dropped=file.dropped + dropped)
+    problems: dict[int, list[str]] = {}
+    for i, (place, example) in enumerate(zip(file.lines, file.examples, strict=True)):
+        found = line_problems(vocabulary, example)
+        if (n := len(vocabulary.encode(str(example.context)))) > n_ctx:
+            found.insert(0, f"the prompt has {n} tokens and the model takes {n_ctx}")
+        if file.labels is not None and not found:
+            found = _unlike_labels(vocabulary, example, file.labels[i])
+        if found:
+            problems[place] = found
+    return _without(file, problems, len(problems))
+
+
+def _n_words(example: Example) -> int:
+    return len(example.answers) + len(example.wrongs)
+
+
+def _with_fitting_digits(vocabulary: Vocabulary, example: Example) -> Example:
+    """An example whose number goes on only with digits that are a token of their own; as it is, if none are."""
+    words = [*example.answers, *example.wrongs]
+    if not example.join or not all(isinstance(word, str) and word.isdigit() for word in words):
+        return example
+    row = vocabulary.encode(str(example.context))
+    fit = {word for word in words if vocabulary.encode(f"{example.context}{word}")[:-1] == row}
+    answers, wrongs = ([str(word) for word in of if word in fit] for of in (example.answers, example.wrongs))
+    return replace(example, answers=answers, wrongs=wrongs) if answers and wrongs else example
+
+
+def line_problems(vocabulary: Vocabulary, example: Example) -> list[str]:
+    """What is wrong with one line of a task file, for a tokenizer."""
+    row = vocabulary.encode(str(example.context))
+    problems: list[str] = []
+    ids: dict[int, str] = {}
+    for kind, words in (("answer", example.answers), ("wrong", example.wrongs)):
+        for word in words:
+            if isinstance(word, int):
+                if problem := _not_next(vocabulary, str(example.context), row, word):
+                    problems.append(f"the {kind} token {word} {problem}")
+                continue
+            longer = vocabulary.encode(f"{example.context}{word}")
+            if longer[:-1] != row:
+                split = _pieces(vocabulary, str(example.context), row, word, longer)
+                problems.append(f"the {kind} {word!r} is not a single token after the prompt: {split}")
+            elif ids.setdefault(longer[-1], word) != word:
+                problems.append(f"{ids[longer[-1]]!r} and {word!r} are the same token")
+    if example.corrupted is not None:
+        n = len(vocabulary.encode(str(example.corrupted)))
+        if n != len(row):
+            problems.append(f"the corrupted prompt has {n} tokens and the prompt {len(row)}")
+    return problems
+
+
+def text_of(vocabulary: Vocabulary, row: Sequence[int], token: int) -> str:
+    """A token as the text that it adds to a prompt; some tokenizers drop its space when it stands alone."""
+    decode = partial(vocabulary.tokenizer.decode, clean_up_tokenization_spaces=False)
+    before, after = decode(list(row)), decode([*row, token])
+    return str(after[len(before) :]) if after.startswith(before) else str(decode([token]))
+
+
+def ids_say(file: TaskFile, vocabulary: Vocabulary) -> str:
+    """What the token ids of a file's first line say in a tokenizer, for people; nothing for a file of texts."""
+    if file.ids is None or not file.examples:
+        return ""
+    example, size = file.examples[0], len(vocabulary.tokenizer)
+    row = vocabulary.encode(str(example.context))
+    said = []
+    for column, words in zip(file.ids, (example.answers, example.wrongs), strict=True):
+        token = int(words[0])
+        what = f"is {text_of(vocabulary, row, token)!r}" if token < size else f"is none of this tokenizer's {size}"
+        said.append(f"{column} {token} {what}")
+    return ", ".join(said)
+
+
+def _not_next(vocabulary: Vocabulary, context: str, row: list[int], token: int) -> str | None:
+    """Why a token id cannot be what the tokenizer writes after a prompt, or None if it can."""
+    size = len(vocabulary.tokenizer)
+    if token >= size:
+        return f"is beyond this tokenizer, which has {size}: it is of another, which has {token + 1} or more"
+    if token in vocabulary.tokenizer.all_special_ids:
+        return f"is {vocabulary.tokenizer.decode([token])!r}, which is no text"
+    text = text_of(vocabulary, row, token)
+    if not text or "\ufffd" in text:
+        return "is a part of a letter, and no text"
+    if vocabulary.encode(context + text) != [*row, token]:
+        return f"is {text!r}, and the tokenizer writes that in other tokens here; are the ids of another tokenizer?"
+    return None
+
+
+def _unlike_labels(vocabulary: Vocabulary, example: Example, labels: Sequence[str]) -> list[str]:
+    """Token ids that are other words than the file says they are."""
+    row = vocabulary.encode(str(example.context))
+    said = [text_of(vocabulary, row, int(token)) for token in (*example.answers, *example.wrongs)]
+    return [
+        f"the token {token} is {text!r}, and the file calls it {label!r}"
+        for token, text, label in zip((*example.answers, *example.wrongs), said, labels, strict=True)
+        if text.strip() != label.strip()
+    ]
 
 
 def arrange(file: TaskFile, vocabulary: Vocabulary, batch_size: int) -> Prompts:
@@ -177,121 +360,66 @@ def _divide(group: np.ndarray, split: np.ndarray, batch_size: int) -> tuple[np.n
     return np.sort(by_group[:first]), np.sort(by_group[first:])
 
 
-def _jsonl(data: bytes, problems: list[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-    for line, text in _lines(data, problems):
-        if text.strip():
-            try:
-                yield line, json.loads(text, object_pairs_hook=_once_each)
-            except (ValueError, RecursionError) as error:
-                problems.append((line, f"not JSON ({error})"))
+def _problems(record: dict[str, Any], form: Form, given: dict[str, Any]) -> list[str]:
+    """What is wrong with a record in mechrl's own form.
 
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := [name for name, n in Counter(names).items() if n > 1]:
-        raise ValueError(f"the field {twice[0]!r} twice")
-    return {name: value for name, value in pairs if value is not None or name in REQUIRED}
-
-
-def _csv(data: bytes, problems: list[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-    texts = [text for _, text in _lines(data, problems)]
-    if problems:
-        return
-    blank = next((i for i, text in enumerate(texts) if text.strip()), 0)  # lines before the header
-    reader = csv.DictReader(texts[blank:], strict=True)
-    line = blank + 1  # where the row begins that is read next
-    try:
-        header = reader.fieldnames or ()
-        if twice := sorted(name for name, n in Counter(header).items() if n > 1):
-            problems.append((line, f"the column {twice[0]!r} twice"))
-            return
-        line = blank + reader.line_num + 1
-        for row in reader:
-            if None in row or None in row.values():
-                problems.append((line, f"not as many cells as the header, which has {len(header)}"))
-                line = blank + reader.line_num + 1
-                continue
-            record: dict[str, Any] = {key: cell for key, cell in row.items() if cell or key in REQUIRED}
-            for key in {"answer", "wrong"} & record.keys():
-                record[key] = _list_in_cell(record[key])
-            yield line, record
-            line = blank + reader.line_num + 1
-    except csv.Error as error:
-        problems.append((line, f"not CSV ({error})"))
-
-
-def _list_in_cell(cell: Any) -> Any:
-    """A cell that holds a JSON list of texts as that list; any other as it is."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(cell)
-            if all(isinstance(word, str) for word in found):
-                return found
-    return cell
-
-
-def _lines(data: bytes, problems: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        problems.append((1, "UTF-16 text; save the file as UTF-8"))
-        return
-    for line, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True), 1):
-        try:
-            yield line, raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            problems.append((line, f"not UTF-8 text: byte 0x{raw[error.start]:02x} at {error.start + 1}"))
-
-
-def _problems(record: Any) -> list[str]:
-    """What is wrong with the form of a line."""
-    if not isinstance(record, dict):
-        return [f"not an object with {', '.join(REQUIRED)}"]
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return ["not Unicode text: half of a surrogate pair"]
-    except RecursionError:
-        return ["nested too deep"]
-    found = [f"no {name!r}" for name in REQUIRED if name not in record]
+    :param given: the same as the file has it.
+    """
+    others = given.keys() - form.columns if len(given) <= LOOKED_AT else set()
+    found = [
+        missing_field(column, others) if column else f"no {form.answer!r} in {form.twin!r}"
+        for name, column in (("prompt", form.prompt), ("answer", form.answer), ("wrong", form.wrong))
+        if name not in record and (name == "prompt" or "prompt" in record)
+    ]
+    kind = int if form.kind == IDS else str
     for name, value in record.items():
-        if name not in REQUIRED + OPTIONAL:
-            near = get_close_matches(str(name), REQUIRED + OPTIONAL, n=1)
-            found.append(f"unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        elif name in ("answer", "wrong"):
-            words = [value] if isinstance(value, str) else value
-            if not isinstance(words, list) or not words or not all(isinstance(w, str) and w for w in words):
+        if name in ("answer", "wrong"):
+            words = as_list(value)
+            if not words or not all(isinstance(w, kind) and (w or w == 0) for w in words):
                 found.append(f"{name!r} is neither a text nor a list of texts")
         elif name == "group":
             if not isinstance(value, str | int):
                 found.append("'group' is neither a text nor a whole number")
+        elif name == "join":
+            if not isinstance(value, bool):
+                found.append(f"'join' is {short(value)}, neither true nor false")
+        elif name == "labels":
+            continue
         elif not isinstance(value, str) or not value:
             found.append(f"{name!r} is not a text")
+        elif len(value) > LONGEST:
+            found.append(f"{name!r} has {len(value)} letters, and no text may have more than {LONGEST}")
         elif name == "split" and value not in SPLITS:
-            found.append(f"'split' is {value!r}, neither train nor evaluation")
+            found.append(f"'split' is {short(value)}, neither train nor evaluation")
     if not found:
-        if both := set(_texts(record["answer"])) & set(_texts(record["wrong"])):
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return ["not Unicode text: half of a surrogate pair"]
+        answers, wrongs = as_list(record["answer"]), as_list(record["wrong"])
+        if both := set(answers) & set(wrongs):
             found.append(f"{min(both)!r} is an answer and a wrong one")
-        for name in ("answer", "wrong"):
-            twice = sorted(word for word, n in Counter(_texts(record[name])).items() if n > 1)
+        for name, words in (("answer", answers), ("wrong", wrongs)):
+            twice = sorted(word for word, n in Counter(words).items() if n > 1)
             found += [f"{word!r} is in {name!r} twice" for word in twice]
         if record.get("corrupted") == record["prompt"]:
             found.append("the corrupted prompt is the prompt itself")
     return found
 
 
-def _texts(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
+def _example(record: dict[str, Any], group: str) -> Example:
+    return Example(
+        record["prompt"],
+        as_list(record["answer"]),
+        as_list(record["wrong"]),
+        record.get("group", group),
+        record.get("corrupted"),
+        record.get("join", False),
+    )
 
 
-def _example(record: dict[str, Any], line: int) -> Example:
-    group = record.get("group", f"line {line}")
-    return Example(record["prompt"], _texts(record["answer"]), _texts(record["wrong"]), group, record.get("corrupted"))
-
-
-def _pieces(vocabulary: Vocabulary, context: str, row: list[int], word: str) -> str | None:
-    """How an answer splits, and what to do, or None if it is a single token."""
-    longer = vocabulary.encode(context + word)
-    if longer[:-1] == row:
-        return None
+def _pieces(vocabulary: Vocabulary, context: str, row: list[int], word: str, longer: list[int]) -> str:
+    """How an answer splits into the tokens of `longer`, and what to do."""
     start = next((i for i, (a, b) in enumerate(zip(row, longer, strict=False)) if a != b), min(len(row), len(longer)))
     pieces = " ".join(repr(vocabulary.tokenizer.decode([token])) for token in longer[start:])
     spaced = f" {word}"
@@ -302,11 +430,11 @@ def _pieces(vocabulary: Vocabulary, context: str, row: list[int], word: str) -> 
     return pieces
 
 
-def _raise(path: Path, problems: list[tuple[int, str]]) -> None:
+def _raise(file: TaskFile, problems: Sequence[Problem], count: str = "", hint: str = "") -> None:
     """:raises UsageError: there are problems; all of them, up to 20, in the order of the lines."""
     if not problems:
         return
-    listed = [f"  line {line}: {problem}" for line, problem in sorted(problems, key=lambda p: p[0])[:SHOWN]]
+    listed = [f"  {file.unit} {place}: {problem}" for place, problem in sorted(problems, key=lambda p: p[0])[:SHOWN]]
     more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-    raise UsageError(f"{path}: {count}\n" + "\n".join(listed) + more)
+    number = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise UsageError(f"{file.path}: {f'{count} {number}'.strip()}\n" + "\n".join(listed) + more + hint)

@@ -63,7 +63,7 @@ def file_prompts(model: Model, cache: Cache, task: str, file: TaskFile) -> Promp
 
     :raises UsageError: there are none, or they do not fit the model.
     """
-    check_file(file, model.vocabulary, model.n_ctx)
+    file = check_file(file, model.vocabulary, model.n_ctx)
     new = _unknown(tokenize(file.name, file.examples, model.vocabulary, EVALUATION), cache, task)
     if not len(new):
         raise UsageError(f"{file.path}: all of its prompts are in {cache.path} already")

@@ -57,7 +57,7 @@ def test_jsonl_and_csv_are_the_same_task(tmp_path, vocabulary):
         ({"answer": 3}, "'answer' is neither a text nor a list of texts"),
         ({"wrong": []}, "'wrong' is neither a text nor a list of texts"),
         ({"wrong": " Mary"}, "' Mary' is an answer and a wrong one"),
-        ({"anwser": " Mary"}, "unknown field 'anwser'; did you mean 'answer'"),
+        ({"splitt": "train"}, "unknown field 'splitt'; did you mean 'split'"),
         ({"split": "test"}, "'split' is 'test', neither train nor evaluation"),
         ({"group": [1]}, "'group' is neither a text nor a whole number"),
         ({"answer": [" Mary", " Mary"]}, "' Mary' is in 'answer' twice"),
@@ -173,11 +173,11 @@ def test_a_csv_row_of_another_width_is_named(tmp_path):
     ("name", "message"),
     [
         ("ioi.jsonl", "there is a task 'ioi' already; rename the file"),
-        ("control.jsonl", "rename it"),
-        ("my task.jsonl", "rename it"),
-        ("task.txt", "ends in .jsonl or .csv"),
+        ("control.jsonl", "rename the file, or use --name"),
+        ("my task.jsonl", "rename the file, or use --name"),
+        ("task.xlsx", "ends in .jsonl, .json, .csv, .tsv or .txt"),
         ("missing.jsonl", "No such file"),
-        ("empty.jsonl", "there are no prompts"),
+        ("empty.jsonl", "the file is empty"),
     ],
 )
 def test_a_file_that_cannot_be_a_task_is_refused(tmp_path, name, message):
