@@ -1,7 +1,7 @@
 """What a task needs to know of a tokenizer: which words are one token, and how text becomes ids."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -45,7 +45,7 @@ class Vocabulary:
         """`ids` with BOS put first where the tokenizer has one and they do not begin with it."""
         return list(ids) if self.bos is None or list(ids[:1]) == [self.bos] else [self.bos, *ids]
 
-    def beyond(self, ids: Sequence[int]) -> str | None:
+    def beyond(self, ids: Iterable[int]) -> str | None:
         """What is wrong with the first id that the model's embedding has no row for, or None."""
         for token in ids:
             if not 0 <= token < self.rows:

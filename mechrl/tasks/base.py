@@ -171,8 +171,8 @@ def generate(task: Task, vocabulary: Vocabulary, n: int, split: int, seed: int =
 def tokenize(name: str, examples: Sequence[Example], vocabulary: Vocabulary, split: int) -> Prompts:
     """Examples as arrays; groups are numbered in the order of their first prompt.
 
-    :raises UsageError: an answer or a wrong is not a single token after its prompt, or a counterfactual twin is longer
-        or shorter than its prompt.
+    :raises UsageError: an answer or a wrong is not a single token after its prompt, a counterfactual twin is longer or
+        shorter than its prompt, or the model has no row for a token.
     """
 
     def encoded(context: str | Sequence[int]) -> list[int]:
@@ -199,11 +199,15 @@ def tokenize(name: str, examples: Sequence[Example], vocabulary: Vocabulary, spl
                 found.append(int(word))
         return found
 
+    answers = [ids(example, example.answers, row) for example, row in zip(examples, rows, strict=True)]
+    wrongs = [ids(example, example.wrongs, row) for example, row in zip(examples, rows, strict=True)]
+    if problem := vocabulary.beyond({token for of in (*rows, *twins, *answers, *wrongs) for token in of}):
+        raise UsageError(f"task {name!r}: {problem}")
     return Prompts(
         tokens=padded(rows, 0),
         length=np.array([len(row) for row in rows], np.int32),
-        answers=padded([ids(e, e.answers, row) for e, row in zip(examples, rows, strict=True)], -1),
-        wrongs=padded([ids(e, e.wrongs, row) for e, row in zip(examples, rows, strict=True)], -1),
+        answers=padded(answers, -1),
+        wrongs=padded(wrongs, -1),
         group=np.array([groups.setdefault(e.group, len(groups)) for e in examples], np.int32),
         split=np.full(len(rows), split, np.uint8),
         corrupted=padded(twins, 0) if len(twins) == len(rows) else None,

@@ -17,6 +17,7 @@ from mechrl.errors import UsageError
 from mechrl.tasks.base import EVALUATION, TRAIN, Example, Prompts, tokenize
 from mechrl.tasks.forms import IDS, KNOWN, LOOKED_AT, Form, as_list, ignored, missing_field, recognise, short
 from mechrl.tasks.records import ENDINGS, Problem, Records, read_records
+from mechrl.tasks.seam import seam_problem
 from mechrl.vocabulary import Vocabulary
 
 SPLITS = {"train": TRAIN, "evaluation": EVALUATION}
@@ -240,7 +241,10 @@ def _with_fitting_digits(vocabulary: Vocabulary, example: Example) -> Example:
 def line_problems(vocabulary: Vocabulary, example: Example) -> list[str]:
     """What is wrong with one line of a task file, for a tokenizer."""
     row = vocabulary.encode(str(example.context))
-    problems: list[str] = []
+    if problems := _seam_problems(vocabulary, example, row):
+        return problems  # what the tokenizer makes of it may well be the opposite of what helps
+    if problem := vocabulary.beyond(row):
+        problems.append(problem)
     ids: dict[int, str] = {}
     for kind, words in (("answer", example.answers), ("wrong", example.wrongs)):
         for word in words:
@@ -252,13 +256,34 @@ def line_problems(vocabulary: Vocabulary, example: Example) -> list[str]:
             if longer[:-1] != row:
                 split = _pieces(vocabulary, str(example.context), row, word, longer)
                 problems.append(f"the {kind} {word!r} is not a single token after the prompt: {split}")
+            elif problem := vocabulary.beyond(longer[-1:]):
+                problems.append(f"the {kind}: {problem}")
             elif ids.setdefault(longer[-1], word) != word:
                 problems.append(f"{ids[longer[-1]]!r} and {word!r} are the same token")
     if example.corrupted is not None:
-        n = len(vocabulary.encode(str(example.corrupted)))
-        if n != len(row):
-            problems.append(f"the corrupted prompt has {n} tokens and the prompt {len(row)}")
+        twin = vocabulary.encode(str(example.corrupted))
+        if len(twin) != len(row):
+            problems.append(f"the corrupted prompt has {len(twin)} tokens and the prompt {len(row)}")
+        elif problem := vocabulary.beyond(twin):
+            problems.append(f"the corrupted prompt: {problem}")
     return problems
+
+
+def _seam_problems(vocabulary: Vocabulary, example: Example, row: Sequence[int]) -> list[str]:
+    """The first thing that nobody would write where the prompt, or its twin, meets an answer or a wrong one."""
+    if example.join:
+        return []
+    texts = [
+        word if isinstance(word, str) else text_of(vocabulary, row, word)
+        for word in (*example.answers, *example.wrongs)
+        if isinstance(word, str) or not _not_next(vocabulary, str(example.context), list(row), word)
+    ]
+    of_twin = [] if example.corrupted is None else [("the corrupted prompt: ", str(example.corrupted))]
+    for where, context in (("", str(example.context)), *of_twin):
+        for text in filter(None, texts):
+            if problem := seam_problem(context, text):
+                return [where + problem]
+    return []
 
 
 def text_of(vocabulary: Vocabulary, row: Sequence[int], token: int) -> str:

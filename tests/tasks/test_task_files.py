@@ -83,7 +83,8 @@ def test_what_only_some_lines_have_is_missed_in_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": "Mary"}, "With a space before it, ' Mary', it is"),
+        ({"answer": "Mary"}, "no space between the prompt's last letter 'o' and 'Mary': write \" Mary\""),
+        ({"answer": "Mary", "join": True}, "With a space before it, ' Mary', it is"),
         ({"wrong": " Zanzibar"}, r"the wrong ' Zanzibar' is not a single token after the prompt: .*'Z' 'a' 'n'"),
         ({"corrupted": "Laura met"}, "the corrupted prompt has 3 tokens and the prompt 12"),
         ({"prompt": "the " * 80 + "to"}, "the prompt has 8. tokens and the model takes 64"),
