@@ -140,7 +140,10 @@ def build(
             with app.progress("sweeping") as progress:
                 build_cache(loaded, settings, path, text, shard, progress, client, device)
         if shard[1] > 1:
-            click.echo(f"{path}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
+            if as_json:
+                app.print_json({"path": str(path), "shard": list(shard)})
+            else:
+                click.echo(f"{path}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
         else:
             _finish(path, as_json)
 
@@ -489,7 +492,7 @@ def export(path, kind, tasks, n, method, picks, seed, out):
         raise click.UsageError(f"--out {out} would overwrite another cache")
     data = export_cache(Cache.open(path), kind, tasks, n)
     if out is None:
-        return click.echo(data.decode(), nl=False)
+        return click.echo(data, nl=False)  # bytes: a terminal's encoding must not change them
     check_writable(out)
     write_whole(out, lambda temporary: temporary.write_bytes(data))
     return click.echo(f"{out} written")
