@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from mechrl.cache.reader import Cache
+from mechrl.cli import app
 from mechrl.errors import FileError
 from mechrl.report.tables import print_table
 
@@ -43,4 +44,4 @@ def main(paths, leave_out):
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

@@ -7,7 +7,6 @@ that a sweep cannot avoid (`mechrl.ablation.flops`) at the rate of products of t
 and after everything else of a round. Speed does not depend on the weights, so GPT-2 small's are random here.
 """
 
-import json
 import resource
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ import torch
 from mechrl.ablation import reference
 from mechrl.ablation.flops import Shape
 from mechrl.ablation.sweep import Sweep
+from mechrl.cli import app
 from mechrl.models import MINI, Model, cast, load_model, pick_device
 from mechrl.tasks import Prompts
 
@@ -136,7 +136,7 @@ def bench(model: Model, kind: str, batch_size: int, rounds: int) -> dict:
 @click.option("--tf32", is_flag=True)
 @click.option("--batch-size", default=32, show_default=True, help="Prompts, or control spans.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--json", "as_json", is_flag=True)
+@app.as_json
 def main(which: str, device: str, dtype: str, tf32: bool, batch_size: int, rounds: int, as_json: bool) -> None:
     device = pick_device(device)
     torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -149,8 +149,7 @@ def main(which: str, device: str, dtype: str, tf32: bool, batch_size: int, round
             del model
     machine = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
     if as_json:
-        click.echo(json.dumps({"machine": machine, "dtype": dtype, "tf32": tf32, "results": results}, indent=1))
-        return
+        return app.print_json({"machine": machine, "dtype": dtype, "tf32": tf32, "results": results})
     click.echo(f"{machine}, torch {torch.__version__}, {dtype}{', TF32' if tf32 else ''}, batches of {batch_size}")
     for name, rows in results.items():
         for r in rows:
@@ -164,4 +163,4 @@ def main(which: str, device: str, dtype: str, tf32: bool, batch_size: int, round
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

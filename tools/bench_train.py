@@ -27,7 +27,7 @@ from mechrl.agents.ppo import PRESETS, Preset, log_evaluation, train
 from mechrl.agents.problem import Problem
 from mechrl.agents.protocol import evaluate
 from mechrl.cache.reader import Cache
-from mechrl.cli.app import MINI_CACHE
+from mechrl.cli import app
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.envs.vec import HeadVecEnv
@@ -220,13 +220,13 @@ def live_rate(path: Path, seconds: float) -> float:
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--cache", "path", default=MINI_CACHE, show_default=True, type=click.Path(path_type=Path))
+@click.option("--cache", "path", default=app.MINI_CACHE, show_default=True, type=click.Path(path_type=Path))
 @click.option("--live-seconds", default=10.0, show_default=True, help="How long to measure the live game.")
 @click.option("--only-seed", type=int, hidden=True)
-@click.option("--json", "as_json", is_flag=True)
+@app.as_json
 def main(rounds: int, seeds: int, path: Path, live_seconds: float, only_seed: int | None, as_json: bool) -> None:
     if only_seed is not None:
-        click.echo(json.dumps(lasting(path, only_seed)))
+        app.print_json(lasting(path, only_seed))
         return
     result: dict = {"torch": torch.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     result["envs"] = [bench_envs(n, rounds) for n in (64, 1024)]
@@ -234,7 +234,8 @@ def main(rounds: int, seeds: int, path: Path, live_seconds: float, only_seed: in
     with tempfile.TemporaryDirectory() as folder:
         if not path.is_file():
             path = Path(folder) / "mini.h5"
-            subprocess.run([sys.executable, "-m", "mechrl.cli.main", "cache", "build", "--out", path], check=True)
+            build = [sys.executable, "-m", "mechrl.cli.main", "cache", "build", "--out", path]
+            subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         # The first run compiles what numba has not cached yet, and is not counted.
         command = [sys.executable, __file__, "--cache", str(path), "--only-seed"]
         runs = [json.loads(subprocess.check_output([*command, str(max(seed, 0))])) for seed in range(-1, seeds)][1:]
@@ -247,7 +248,7 @@ def main(rounds: int, seeds: int, path: Path, live_seconds: float, only_seed: in
         result["live"] = {"steps_per_s": rate, "extrapolated_s": steps / rate, "times_lookup": steps / rate / looked_up}
     else:
         result["live"] = {"steps_per_s": rate}
-    click.echo(json.dumps(result, indent=1)) if as_json else show(result)
+    app.print_json(result) if as_json else show(result)
 
 
 def show(result: dict) -> None:
@@ -287,4 +288,4 @@ def show(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

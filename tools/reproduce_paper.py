@@ -14,6 +14,7 @@ from mechrl.agents.problem import Problem
 from mechrl.agents.protocol import Evaluation, evaluate
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import top_heads
+from mechrl.cli import app
 from mechrl.report import published
 
 PICKS = (1, 3, 5, 10, 25, 50)
@@ -129,4 +130,4 @@ def main(cache, best_of_1, best_of_5, out):
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

@@ -5,6 +5,7 @@ import click
 
 from mechrl.ablation import MEASURES
 from mechrl.ablation.flops import Shape
+from mechrl.cli import app
 
 MODELS = {
     "GPT-2 small": Shape(12, 12, 768, 64, 3072, 50257, 12),
@@ -38,4 +39,4 @@ def main(tflops: float, fraction: float, dollars_per_hour: float, prompts: int, 
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

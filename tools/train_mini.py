@@ -21,6 +21,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from mechrl.ablation.measures import measure
+from mechrl.cli import app
 from mechrl.tasks import EVALUATION, TASKS, Vocabulary, generate
 from mechrl.tasks.base import Prompts, usable_pools
 from mechrl.tasks.control import prose_spans
@@ -221,4 +222,4 @@ def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path) 
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)

@@ -1,10 +1,12 @@
 """All methods on all held-out families of some caches: docs/protocol.md, carried out."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from mechrl.agents.protocol import RATIO_PICKS, Evaluation, cost_to, coverages, 
 from mechrl.agents.statistics import RESAMPLES, Cells, resampled_truth
 from mechrl.agents.verdict import AGENTS, Outcome, Verdict, verdicts
 from mechrl.cache.reader import Cache
-from mechrl.errors import MechrlError, UsageError
+from mechrl.errors import MachineError, MechrlError, UsageError
 from mechrl.tasks import EVALUATION, TRAIN
 
 SEEDS = 3
@@ -216,13 +218,26 @@ def _run(jobs: Sequence[Job], grid: np.ndarray, workers: int) -> Iterator[tuple[
         for job in jobs:
             yield job, run_job(job, grid)
         return
+    others = set(active_children())
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(run_job, job, grid): job for job in jobs}
+        # What the processes inherit: the interrupt of a terminal reaches all of them, and this one ends the others.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = {pool.submit(run_job, job, grid): job for job in jobs}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise MachineError(
+                f"one of the {workers} processes was ended from outside, as happens when memory runs out; fewer "
+                "--workers need less"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.terminate()
             raise
 
 

@@ -2,21 +2,19 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
+from mechrl.cli.surroundings import prepare, settle, unheard
 from mechrl.errors import MechrlError
 
-if TYPE_CHECKING:
-    from mechrl.models import Model
-    from mechrl.tasks import TaskFile
-
+DEBUG = "--debug"
 MINI_CACHE = Path("cache/mini.h5")
 FIRST_LINE = "model: mini, the small one that comes with mechrl (GPT-2 small: --model gpt2 --device cuda)"
 
@@ -44,83 +42,56 @@ def threads(default: int | None) -> Callable:
     )
 
 
-task_names = click.option(
-    "--name", "task_names", multiple=True, help="What to call the task of a file; one for each.  [default: as the file]"
-)
-skip_bad_lines = click.option(
-    "--skip-bad-lines",
-    is_flag=True,
-    help="Leave out what does not fit of a file, up to a quarter of its lines.",
-)
-
-
-def task_files(
-    flag: str, paths: Sequence[Path], names: Sequence[str], skip: bool, taken: Collection[str] = ()
-) -> tuple["TaskFile", ...]:
-    """Tasks from files; what was recognised in them, and what is ignored, is said.
-
-    :param flag: which names the files, for messages.
-    :param names: of the tasks, one for each file, or none.
-    :param taken: names that are not free.
-    """
-    from mechrl.tasks.files import read_task_file
-
-    if names and len(names) != len(paths):
-        raise click.UsageError(f"{len(names)} × --name and {len(paths)} × {flag}: name each file, in their order")
-    files = []
-    for i, path in enumerate(paths):
-        name = names[i] if names else None
-        files.append(file := read_task_file(path, taken, name=name, skip_bad_lines=skip))
-        if file.read_as:
-            say(f"{path}: {file.read_as}")
-        if file.ignored:
-            shown = ", ".join(name[:40] for name in file.ignored[:5])
-            more = f" and {len(file.ignored) - 5} more" if len(file.ignored) > 5 else ""
-            warn(f"{path}: columns that are not read: {shown}{more}")
-    return tuple(files)
-
-
-def fitting(files: Iterable["TaskFile"], model: "Model") -> tuple["TaskFile", ...]:
-    """Files as a model's tokenizer takes them; what their token ids mean to it, and how many lines go, is said."""
-    from mechrl.tasks.files import check_file, ids_say
-
-    fit = []
-    for file in files:
-        if said := ids_say(file, model.vocabulary):
-            say(f"{file.path}: {said}")
-        fit.append(found := check_file(file, model.vocabulary, model.n_ctx))
-        if found.skipped:
-            of = f"{found.skipped} of {found.skipped + len(found)} {file.unit}s"
-            warn(f"{file.path}: {of} do not fit and are left out")
-        if found.dropped:
-            say(f"{file.path}: {found.dropped} answers and wrongs, digits that this tokenizer joins, are left out")
-    return tuple(fit)
-
-
 def run(command: click.Command) -> NoReturn:
     """Runs a command as a program: one message on stderr and DESIGN's exit code for whatever goes wrong."""
+    debug = DEBUG in sys.argv
+    _accept_debug(command)
     try:
+        prepare(debug)
         result = command.main(standalone_mode=False)
+        sys.stdout.flush()
         sys.exit(result if isinstance(result, int) else 0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except MechrlError as error:
-        click.secho(f"error: {_printable(str(error))}", err=True, fg="red")
-        sys.exit(error.exit_code)
-    except MemoryError:
-        click.secho("error: out of memory", err=True, fg="red")
-        sys.exit(1)
-    except BrokenPipeError:
-        _drop_stdout()
-        sys.exit(1)
-    except OSError as error:
-        _drop_stdout()
-        click.secho(f"error: {error}", err=True, fg="red")
-        sys.exit(1)
+    except SystemExit:
+        raise
+    except BaseException as error:  # a library in Rust panics with one that is no Exception
+        settle(sys.stdout)
+        if isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):
+            error = error.__cause__  # click takes it for the end of the keyboard; nothing here reads one
+        if debug:
+            with unheard():
+                traceback.print_exception(error)
+        sys.exit(_explain(error))
+
+
+def _explain(error: BaseException) -> int:
+    """Says on stderr what went wrong, and gives the exit code."""
+    code = 1
+    with unheard():
+        if isinstance(error, click.ClickException):
+            code = error.exit_code
+            error.show()
+        elif isinstance(error, KeyboardInterrupt | click.Abort):
+            code = 130
+            click.echo("interrupted", err=True)
+        elif not isinstance(error, BrokenPipeError):  # who closed the pipe has read enough
+            if isinstance(error, MechrlError):
+                code = error.exit_code
+            click.secho(f"error: {_message(error)}", err=True, fg="red")
+    return code
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, MechrlError | OSError):
+        text = str(error)
+    elif _is_out_of_memory(error):
+        text = "out of memory"
+    else:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        text = (
+            f"{_doing(error)} ({what if len(what) < 300 else what[:300] + '…'}). This is a fault of mechrl's, or of a "
+            f"library under it; {DEBUG} shows where"
+        )
+    return _printable(text)
 
 
 def _printable(text: str) -> str:
@@ -128,10 +99,30 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-def _drop_stdout() -> None:
-    """Sends what is still to be flushed nowhere, or Python would fail on it once more when it ends."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Without importing torch, whose error on a GPU is a class of its own and on a CPU none."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _doing(error: BaseException) -> str:
+    """Which command failed, and during what: the innermost of click's contexts in the trace, and progress's note."""
+    contexts = [frame.f_locals.get("ctx") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    commands = [context.command_path for context in contexts if isinstance(context, click.Context)]
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith("while ")]
+    return " ".join([commands[-1] if commands else "mechrl", "failed", *notes[:1]])
+
+
+def _accept_debug(command: click.Command) -> None:
+    """Gives a command, and all below it, the flag that `run` looks for."""
+    if all(parameter.name != "debug" for parameter in command.params):
+        help = "Show the trace of an error, and what libraries warn of."
+        command.params.append(click.Option([DEBUG], is_flag=True, expose_value=False, help=help))
+    for below in getattr(command, "commands", {}).values():
+        _accept_debug(below)
 
 
 def unfinished(path: Path) -> bool:
@@ -141,12 +132,14 @@ def unfinished(path: Path) -> bool:
 
 def say(text: str) -> None:
     """A line for the person who waits, on stderr."""
-    click.echo(_printable(text), err=True)
+    with unheard():
+        click.echo(text, err=True)
 
 
 def warn(text: str) -> None:
     """A warning that must not be overlooked, on stderr."""
-    click.secho(f"WARNING: {_printable(text)}", err=True, fg="yellow", bold=True)
+    with unheard():
+        click.secho(f"WARNING: {text}", err=True, fg="yellow", bold=True)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -171,7 +164,19 @@ def progress(what: str) -> Iterator[Callable[[float, float], None]]:
     """A progress bar on a terminal, elsewhere a line each quarter; yields a function of what is done and the total.
 
     The time left goes by what was done since the first call, so that call first with what is done already.
+
+    :param what: what is going on, such as "sweeping"; an error on the way is given a note of it.
     """
+    try:
+        with _shown_progress(what) as show:
+            yield show
+    except Exception as error:
+        error.add_note(f"while {what}")
+        raise
+
+
+@contextlib.contextmanager
+def _shown_progress(what: str) -> Iterator[Callable[[float, float], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 

@@ -59,7 +59,7 @@ def bench(
         if out.suffix not in SUFFIXES:
             raise click.UsageError(f"{out}: a figure ends in one of {', '.join(SUFFIXES)}")
         check_writable(out)
-    with app.progress("methods × families × seeds") as progress:
+    with app.progress("comparing methods") as progress:
         result = run_bench(
             paths, names=methods or None, tracks=tracks, seeds=seeds, control_weight=control_weight, workers=workers,
             plugin=plugin, checkpoint=checkpoint, on_progress=progress,

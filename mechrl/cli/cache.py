@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mechrl.cli import app
+from mechrl.cli import app, task_files
 
 EXISTING = click.argument("path", type=click.Path(path_type=Path), default=app.MINI_CACHE, required=False)
 
@@ -37,8 +37,8 @@ def cache() -> None:
     type=click.Path(path_type=Path),
     help="A file of your own prompts (.jsonl, .json, .csv, .tsv, .txt); then --tasks defaults to none.",
 )
-@app.task_names
-@app.skip_bad_lines
+@task_files.names
+@task_files.skip
 @click.option("--batches", type=int, help="Prompt batches of each task.  [default: 16 for mini, 64 otherwise]")
 @click.option("--batch-size", type=int, help="Prompts in a batch.  [default: 32, or less for a small task file]")
 @click.option("--control-batches", type=int, help="Batches of control text.  [default: as --batches]")
@@ -95,7 +95,7 @@ def build(
     from mechrl.tasks.control import read_control
     from mechrl.tasks.files import LARGEST_BATCH, fitting_batch_size
 
-    own = app.task_files("--task", files, task_names, skip_bad_lines, TASKS)
+    own = task_files.read("--task", files, task_names, skip_bad_lines, TASKS)
     if tasks is None:
         tasks = [] if own else ["induction", "ioi", "docstring"]
     elif tasks == ["all"]:
@@ -125,7 +125,7 @@ def build(
         with connect(workers, scheduler, threads) as client:
             loaded = load_model(model, device="cpu" if client else device, revision=revision)
             if settings is every[0]:
-                app.fitting(own, loaded)
+                task_files.fitting(own, loaded)
             if path is None:
                 part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
                 name = cache_name(model, loaded.sha256, settings.ablation).removesuffix(".h5")
@@ -146,15 +146,18 @@ def build(
             with app.progress("sweeping") as progress:
                 build_cache(loaded, settings, path, text, shard, progress, client, device)
         if shard[1] > 1:
-            click.echo(f"{path}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
+            if as_json:
+                app.print_json({"path": str(path), "shard": list(shard)})
+            else:
+                click.echo(f"{path}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
         else:
             _finish(path, as_json)
 
 
 @cache.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@app.task_names
-@app.skip_bad_lines
+@task_files.names
+@task_files.skip
 @app.model
 @app.revision
 @app.device
@@ -165,14 +168,14 @@ def check(path, task_names, skip_bad_lines, model, revision, device, threads, as
     app.use_threads(threads)
     from mechrl.tasks import TASKS
 
-    file = app.task_files("PATH", [path], task_names, skip_bad_lines, TASKS)[0]
+    file = task_files.read("PATH", [path], task_names, skip_bad_lines, TASKS)[0]
     from mechrl.cache.check import check_task
     from mechrl.cache.intervals import LEAST_GROUPS
     from mechrl.models import load_model
     from mechrl.tasks.files import fitting_batch_size
 
     loaded = load_model(model, device=device, revision=revision)
-    file = app.fitting([file], loaded)[0]
+    file = task_files.fitting([file], loaded)[0]
     found = check_task(loaded, file)
     if as_json:
         return app.print_json({**vars(found), "worst": [vars(prompt) for prompt in found.worst]})
@@ -504,7 +507,7 @@ def export(path, kind, tasks, n, method, picks, seed, out):
         raise click.UsageError(f"--out {out} would overwrite another cache")
     data = export_cache(Cache.open(path), kind, tasks, n)
     if out is None:
-        return click.echo(data.decode(), nl=False)
+        return click.echo(data, nl=False)  # bytes: a terminal's encoding must not change them
     check_writable(out)
     write_whole(out, lambda temporary: temporary.write_bytes(data))
     return click.echo(f"{out} written")

@@ -90,7 +90,7 @@ def train(
         episodes, scores = _live_episodes(model, revision, device, cache, table, settings, picks)
     else:
         episodes = Episodes(table, settings.n_envs, picks, drop_signal=settings.drop_signal)
-    with app.progress("picks") as progress:
+    with app.progress("training") as progress:
         evaluate_every = max(1, steps // (10 * settings.n_envs * picks))
         lasting: list[float | None] = [None]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mechrl.cli import app
+from mechrl.cli import app, task_files
 
 
 @click.command()
@@ -26,8 +26,8 @@ from mechrl.cli import app
     type=click.Path(path_type=Path),
     help="A task file with further prompts, called like the task, for one that was built from a file.",
 )
-@app.task_names
-@app.skip_bad_lines
+@task_files.names
+@task_files.skip
 @click.option(
     "--tolerance",
     type=float,
@@ -74,7 +74,7 @@ def verify(
     note = move(policy, note, cache)
     from mechrl.errors import unknown_name
 
-    fresh_files = {file.name: file for file in app.task_files("--fresh", files, task_names, skip_bad_lines)}
+    fresh_files = {file.name: file for file in task_files.read("--fresh", files, task_names, skip_bad_lines)}
     if len(fresh_files) < len(files):
         raise click.UsageError("--fresh: two files of one name")
     for name in fresh_files:
@@ -94,7 +94,7 @@ def verify(
         app.say("this is not the very cache that the checkpoint was trained on")
     loaded = load_model(model, device=device, revision=revision)
     check_fits(cache, note, loaded.sha256)
-    fresh_files = {file.name: file for file in app.fitting(fresh_files.values(), loaded)}
+    fresh_files = {file.name: file for file in task_files.fitting(fresh_files.values(), loaded)}
     with app.progress("verifying") as progress:
         result = replay(
             loaded, cache, policy, note, plan_k=plan_k or note.plan_k, top=top, fresh_batches=fresh_batches,

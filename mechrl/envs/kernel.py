@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from mechrl.envs.compiling import compiled
 
 SCORE_SCALE = 5.0  # scores are divided by this in the observation
 REPEAT_REWARD = -1.0  # of picking a head again: it uses up a pick and shows nothing new
@@ -48,7 +49,7 @@ def new_state(n: int, n_signals: int, n_sites: int, n_hints: int = 0) -> State:
     )
 
 
-@njit(cache=True)
+@compiled
 def seed(state: State, i: int, value: int) -> None:
     """Seeds the draws of one row (splitmix64, so that neighbouring seeds draw unrelated numbers)."""
     z = np.uint64(value) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
@@ -57,7 +58,7 @@ def seed(state: State, i: int, value: int) -> None:
     state.rng[i] = (z ^ (z >> np.uint64(31))) | np.uint64(1)
 
 
-@njit(cache=True)
+@compiled
 def below(state: State, i: int, n: int) -> np.int64:
     """The next random number of a row, in [0, n) (xorshift64*)."""
     x = state.rng[i]
@@ -68,7 +69,7 @@ def below(state: State, i: int, n: int) -> np.int64:
     return np.int64(((x * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(33)) % np.uint64(n))
 
 
-@njit(cache=True)
+@compiled
 def blank(state: State, i: int, at: int, hints: np.ndarray) -> None:
     """Writes the observation of a row before its first pick into array `at`."""
     observation = state.observations[at, i]
@@ -80,7 +81,7 @@ def blank(state: State, i: int, at: int, hints: np.ndarray) -> None:
         observation[state.signal[i]] = 1.0
 
 
-@njit(cache=True)
+@compiled
 def start(state: State, i: int, at: int, task: int, row: int, control: int, signal: int, hints: np.ndarray) -> None:
     """Starts an episode on these batches; `signal` is the task's place in the one-hot, -1 for no task signal."""
     state.task[i] = task
@@ -92,7 +93,7 @@ def start(state: State, i: int, at: int, task: int, row: int, control: int, sign
     blank(state, i, at, hints)
 
 
-@njit(cache=True)
+@compiled
 def start_drawn(
     state: State,
     rows: np.ndarray,
@@ -117,7 +118,7 @@ def start_drawn(
         start(state, i, at, task, row, control, -1 if dropped else signals[task], hints)  # type: ignore[arg-type]
 
 
-@njit(cache=True)
+@compiled
 def step(
     state: State,
     at: int,

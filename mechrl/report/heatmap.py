@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from mechrl.cache.files import write_whole
+from mechrl.cache.files import check_writable, write_whole
 from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError
 
@@ -23,6 +23,7 @@ def draw_heatmaps(cache: Cache, path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: a heat map ends in one of {', '.join(SUFFIXES)}")
+    check_writable(path)
     if cache.imported:
         panels = {f"{task}: score": cache.episode_scores(task).mean(0) for task in cache.tasks}
     else:
