@@ -54,7 +54,7 @@ def fitting(files: Iterable["TaskFile"], model: "Model") -> tuple["TaskFile", ..
 
     fit = []
     for file in files:
-        if said := ids_app.say(file, model.vocabulary):
+        if said := ids_say(file, model.vocabulary):
             app.say(f"{file.path}: {said}")
         fit.append(found := check_file(file, model.vocabulary, model.n_ctx))
         if found.skipped:
