@@ -62,6 +62,11 @@ def load_tokenizer_plainly(folder: Path) -> None:
     hf.AutoTokenizer.from_pretrained(folder)
 
 
+def load_tokenizer_distrustingly(folder: Path) -> None:
+    """Which does not help: what `tokenizer_class` names is called without the flag."""
+    hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
 def load_config_plainly(folder: Path) -> None:
     hf.AutoConfig.from_pretrained(folder)
 
@@ -174,13 +179,40 @@ CODE = {
         f"tokenizer_class {name}, with an auto_map": Case(
             "gpt2",
             both(EVIL, tokenizer_config(tokenizer_class=name), config(model_type=kind, auto_map=MODEL_MAP)),
-            harm=load_tokenizer_plainly if harm else None,
+            harm=load_tokenizer_distrustingly if harm else None,
         )
         for name, kind, harm in (
             ("AutoConfig", "evil", True),
             ("AutoModelForCausalLM", "evil", True),
             ("AutoModel", "evil", True),
             ("AutoModelForCausalLM", "vit", False),
+        )
+    },
+    # and so even a model that transformers knows has code of its own
+    "tokenizer_class AutoModelForImageClassification, with an auto_map for it": Case(
+        "gpt2",
+        both(
+            EVIL,
+            tokenizer_config(tokenizer_class="AutoModelForImageClassification"),
+            config(auto_map={"AutoModelForImageClassification": "evil.Model"}),
+        ),
+        harm=load_tokenizer_distrustingly,
+    ),
+    **{
+        f"tokenizer_class {name}, with an auto_map in {file}": Case(
+            "gpt2",
+            both(
+                EVIL,
+                tokenizer_config(tokenizer_class=name),
+                text(file, json.dumps({"auto_map": {name: "evil.Processor"}})),
+            ),
+            harm=None if name == "AutoVideoProcessor" else load_tokenizer_distrustingly,
+        )
+        for name, file in (
+            ("AutoProcessor", "processor_config.json"),
+            ("AutoFeatureExtractor", "preprocessor_config.json"),
+            ("AutoImageProcessor", "preprocessor_config.json"),
+            ("AutoVideoProcessor", "video_preprocessor_config.json"),
         )
     },
     "tokenizer_class in config.json AutoModelForCausalLM, with an auto_map": Case(

@@ -31,8 +31,8 @@ import pytest
 import tokenizers
 import transformers.dynamic_module_utils
 import transformers.utils.hub
-from hostile_folders import HOSTILE
-from model_folders import BASES, PROMPTS, SOUND, Case
+from hostile_folders import CODE, HOSTILE
+from model_folders import ANY, BASES, PROMPTS, SOUND, Case
 from numpy.random import RandomState
 
 from mechrl.cache.reader import Cache
@@ -49,16 +49,13 @@ OUTSIDE = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "sock
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn")
 # What a library or Python says to its own users, and ours can do nothing with.
 NOT_OURS = re.compile(
-    r"Traceback|trust_remote_code=|huggingface\.co|from_pretrained"
-    r"|ignore_mismatched_sizes|<class |object at 0x"
-    r"|thread '|untagged enum|line 1 column|transformers\.\w|torch\.\w|with the same name"
-    r"|NoneType|[Ee]rrno|enforce fail|Onig|has no attribute|not callable|not subscriptable|not iterable"
-    r"|argument of type|object is not|unhashable"
-    r"|cannot pickle|keyword argument|positional argument|multiple values|unpack|indices must|index out of range"
-    r"|by zero"
-    r"|not supported between|cannot be interpreted|invalid literal|recursion|__\w+__|[Vv]alidat|empty TensorList"
-    r"|negative power|negative dimension|at index \d|Overflow|overflowed|'\w+_map'$|codec can't|deserializing"
-    r"|Expecting |Unterminated|has no setter|No module named|pip install|instance of|: '\w+'$"
+    r"Traceback|trust_remote_code=|huggingface\.co|from_pretrained|ignore_mismatched_sizes|<class |object at 0x"
+    r"|untagged enum|transformers\.\w|torch\.\w|with the same name|NoneType|[Ee]rrno|enforce fail|Onig|deserializing"
+    r"|thread '|has no attribute|has no setter|not callable|not subscriptable|not iterable|argument of type"
+    r"|object is not|unhashable|cannot pickle|keyword argument|positional argument|multiple values|to unpack"
+    r"|indices must|index out of range|by zero|not supported between|cannot be interpreted|invalid literal|recursion"
+    r"|__\w+__|Validation error|validator|empty TensorList|negative power|negative dimension|at index \d|[Oo]verflow"
+    r"|codec can't|No module named|instance of|: '\w+'$"
 )
 LISTING = re.compile(r"error: [^\n]*\n(  [^\n]*\n)+")  # what is wrong with a task file, line by line
 
@@ -183,15 +180,19 @@ def within(call: Callable[[], object], place: Path, report: int) -> int:
     return code
 
 
-def check(model: str, place: Path) -> Ended:
-    """`mechrl-cache check tasks.jsonl --model MODEL`, as a user types it."""
-    (place / "tasks.jsonl").write_text(TASK_FILE)
+def command(place: Path, *arguments: str) -> Ended:
+    """`mechrl-cache ARGUMENTS`, as a user types it."""
 
-    def command() -> None:
-        sys.argv = ["mechrl-cache", "check", "tasks.jsonl", "--model", model, "--device", "cpu", "--threads", "1"]
+    def typed() -> None:
+        sys.argv = ["mechrl-cache", *arguments]
         app.run(cache_command)
 
-    return run(command, place)
+    return run(typed, place)
+
+
+def check(model: str, place: Path) -> Ended:
+    (place / "tasks.jsonl").write_text(TASK_FILE)
+    return command(place, "check", "tasks.jsonl", "--model", model, "--device", "cpu", "--threads", "1")
 
 
 def made(case: Case, bases: Path, place: Path) -> str:
@@ -203,35 +204,37 @@ def made(case: Case, bases: Path, place: Path) -> str:
 
 
 def faults(case: Case, ended: Ended, model: str) -> list[str]:
-    """What is wrong with how a case ended, each with its kind first; none if all is well."""
+    """What is wrong with how `check` ended, each with its kind first; none if all is well."""
+    found = deeds(ended)
+    if ended.code is None or ended.code < 0:
+        return found
+    if ended.code not in case.codes:
+        found.append(f"{'refused' if case.codes == (0,) else 'exit code'}: {ended.code} instead of {case.codes}")
+    return found + (faults_of_message if ended.code else faults_of_result)(case, ended, model)
+
+
+def deeds(ended: Ended) -> list[str]:
+    """What was done that no folder may bring about."""
     found = []
-
-    def fault(kind: str, detail: object = "") -> None:
-        found.append(f"{kind}: {detail}" if detail else kind)
-
-    if ended.marker or any(event.startswith("ran ") for event in ended.events):
-        fault("code run", [event for event in ended.events if event.startswith("ran ")])
+    said = ended.out + ended.err
+    ran = [event for event in ended.events if event.startswith("ran ")]
+    if ended.marker or ran:
+        found.append(f"code run: {ran}")
     if ended.asked or ended.said or any("input" in event or "/dev/tty" in event for event in ended.events):
-        fault("asked on the terminal", f"{ended.asked} bytes read")
+        found.append(f"asked on the terminal: {ended.asked} bytes read")
     for kind, events in (("reached for the network", OUTSIDE), ("began a process", PROCESSES)):
         if tried := [event for event in ended.events if event.startswith(events)]:
-            fault(kind, f"{len(tried)} times, first {tried[0]}")
-    if "Traceback" in ended.out + ended.err:
-        fault("traceback", ended.err.strip().splitlines()[-1])
+            found.append(f"{kind}: {len(tried)} times, first {tried[0]}")
+    if "Traceback" in said:
+        found.append(f"traceback: {ended.err.strip().splitlines()[-1]}")
+    if "\x1b" in said:
+        found.append("steers the terminal")
+    if "root:" in said:
+        found.append("shows another file")
     if ended.code is None:
-        fault("hang")
+        found.append("hang")
     elif ended.code < 0:
-        fault("died", f"signal {-ended.code}")
-    elif ended.code not in case.codes:
-        fault("refused" if case.codes == (0,) else "exit code", f"{ended.code} instead of {case.codes}")
-    if "\x1b" in ended.out + ended.err:
-        fault("steers the terminal")
-    if "root:" in ended.out + ended.err:
-        fault("shows another file")
-    if ended.code == 0:
-        found += faults_of_result(case, ended, model)
-    elif ended.code is not None:
-        found += faults_of_message(case, ended, model)
+        found.append(f"died: signal {-ended.code}")
     return found
 
 
@@ -325,7 +328,7 @@ def cases(all_cases: dict[str, Case], by_default: tuple[str, ...]) -> list:
 HOSTILE_BY_DEFAULT = (
     "auto_map of an unknown type",
     "auto_map in a tokenizer, as a list",
-    "tokenizer_class AutoModelForCausalLM, with an auto_map",
+    "tokenizer_class AutoModelForImageClassification, with an auto_map for it",
     "a model with images, for which a package would be installed",
     "a pickle for weights",
     "an adapter beside the weights",
@@ -372,6 +375,15 @@ def test_a_plain_reader_who_says_yes_runs_what_is_in_the_folder(bases, place, ca
     model = made(case, bases, place)
     ended = run(lambda: case.harm(Path(model)), place)
     assert ended.marker, ended.err[-600:]
+
+
+@pytest.mark.parametrize("case", cases({name: case for name, case in CODE.items() if "token" in name}, ()))
+def test_a_tokenizer_alone_does_no_harm_either(bases, place, case):
+    """Of a folder whose model is refused, the tokenizer may still be asked for."""
+    model = made(case, bases, place)
+    ended = command(place, "tasks", "ioi", "--show", "1", "--model", model)
+    assert deeds(ended) == []
+    assert ended.code in ANY
 
 
 def test_a_row_that_no_token_has_may_hold_anything_in_a_sweep(bases, place, call):
