@@ -536,15 +536,9 @@ FILES = {
         "old files",
         "preprocessor_config.json",
         some(DAMAGE, "emptied", "that is a pipe", "that is endless", "of 50 GB"),
-        (0,),
+        ANY,
     ),
 }
-# What is no damage at all: a tokenizer may do without its config.
-for name in (
-    "gpt2: tokenizer_config.json that is a link to nothing",
-    "gpt2: tokenizer_config.json that is an empty object",
-):
-    FILES[name] = replace(FILES[name], codes=ANY)
 FILES |= {
     f"sharded: a shard {how}": Case(
         "sharded", lambda f, damage=damage: damage(max(f.glob("model-*"))), REFUSED, r"model-\d+-of-\d+\.safetensors"
@@ -561,6 +555,15 @@ FILES |= {
     )
     for one, other in pairs
 }
+
+# What is no damage at all: a tokenizer may do without its config.
+for name in (
+    "gpt2: tokenizer_config.json that is a link to nothing",
+    "gpt2: tokenizer_config.json that is an empty object",
+    "gpt2: tokenizer_config.json and generation_config.json swapped",
+    "old files: special_tokens_map.json and tokenizer_config.json swapped",
+):
+    FILES[name] = replace(FILES[name], codes=ANY)
 
 FOLDERS = {
     "a folder that is not there": Case("gpt2", lambda f: f / "nowhere", says="no such folder"),
