@@ -139,13 +139,13 @@ def check_weights(name: str, folder: Path) -> None:
 
     :raises UsageError: one is missing, damaged, outside the folder, or a pickle of something else than tensors.
     """
-    for path in _weight_files(name, folder):
+    for path in weight_files(name, folder):
         if not path.is_file():  # reading a pipe would wait forever
             raise UsageError(f"{name}: {path.name}, which holds weights, is not there, or is no file")
         (_check_safetensors if path.suffix == ".safetensors" else _check_pickle)(name, path)
 
 
-def _weight_files(name: str, folder: Path) -> list[Path]:
+def weight_files(name: str, folder: Path) -> list[Path]:
     """Those that transformers would read, by its order of preference."""
     whole = folder / "model.safetensors"
     if whole.exists() or whole.is_symlink():

@@ -32,6 +32,8 @@ def find_folder(name: str, revision: str = "") -> Path:
         revision on the hub, or no access to it.
     :raises MachineError: the hub cannot be reached.
     """
+    if not name.isprintable():
+        raise UsageError(f"--model {name!r}: a model's name has no characters that cannot be printed")
     if name != "mini" and not is_folder(name):
         folder = fetch(name, revision)
         check_files(folder, name)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mechrl.errors import UsageError, refused, unknown_name
-from mechrl.models.files import check_kind, check_weights
+from mechrl.models.files import check_kind, check_weights, weight_files
 from mechrl.models.folder import find_folder
 from mechrl.models.model import Model
 from mechrl.models.probe import check_resumable, check_sweepable, constant_parts, head_outputs, probe
@@ -58,7 +58,7 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
         kind = check_kind(name, folder)
         tokenizer = load_tokenizer(name, folder)
         check_weights(name, folder)
-        with refused(f"{name!r} cannot be loaded as a causal language model"):
+        with refused(f"{name!r}: what its config.json describes cannot be loaded as a causal language model"):
             hf = _load_weights(name, folder).to(device)
             rows = _vocabulary_rows(hf)
             _check_bos(name, tokenizer, rows)
@@ -137,6 +137,7 @@ def _load_weights(name: str, folder: Path) -> Any:
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    _check_amount(name, folder)
     if (folder / "generation_config.json").is_file():  # read with the weights, and never used here
         with refused(f"{name!r}: its generation_config.json holds what transformers does not take; delete or mend it"):
             GenerationConfig.from_pretrained(folder)
@@ -148,10 +149,30 @@ def _load_weights(name: str, folder: Path) -> Any:
     hf, loading = loaded
     if loading["missing_keys"] or loading["mismatched_keys"]:
         missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-        raise UsageError(f"{name!r}: the folder lacks weights: {', '.join(missing[:3])} … ({len(missing)} in all)")
+        raise UsageError(
+            f"{name!r}: the folder lacks weights of a model of type {hf.config.model_type}: {', '.join(missing[:3])} … "
+            f"({len(missing)} in all)"
+        )
     hf.config.architectures = [type(hf).__name__]  # what was loaded, whatever config.json says
     hf.config.return_dict = True
     return hf.eval()
+
+
+def _check_amount(name: str, folder: Path) -> None:
+    """:raises UsageError: config.json describes a model with more numbers than the files of weights have bytes."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with refused(f"{name!r}: transformers cannot make the model that its config.json describes"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
+    wanted = sum(parameter.numel() for parameter in empty.parameters())
+    there = sum(path.stat().st_size for path in weight_files(name, folder))
+    if wanted > there:
+        raise UsageError(
+            f"{name!r}: its config.json describes a model of type {config.model_type} with {wanted:,} numbers, and the "
+            f"files of weights have {there:,} bytes: they are of another model"
+        )
 
 
 def _vocabulary_rows(hf: Any) -> int:
@@ -162,6 +183,10 @@ def _vocabulary_rows(hf: Any) -> int:
 
 
 def _check_bos(name: str, tokenizer: Any, rows: int) -> None:
+    if tokenizer.bos_token == "":
+        raise UsageError(
+            f"{name!r}: the tokenizer's BOS is an empty text; set bos_token in tokenizer_config.json to null"
+        )
     if tokenizer.bos_token_id is not None and tokenizer.bos_token_id >= rows:
         raise UsageError(
             f"{name!r}: the tokenizer's BOS {tokenizer.bos_token!r:.40} has id {tokenizer.bos_token_id}, and the "
@@ -200,7 +225,7 @@ def _weights_sha256(model: Any) -> str:
 def _quiet() -> Iterator[None]:
     """No progress bars and no advice from the libraries while a model loads, and nothing for them to ask.
 
-    Errors still come through.
+    What is an error is raised.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns of every later fork
@@ -209,7 +234,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -13,7 +13,9 @@ from typing import Any
 
 from mechrl.errors import UsageError, refused
 
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 FILES = ("tokenizer.*", "vocab*", "merges.txt", "*.model", "tekken.json")
+MOST_IDS = 2**24
 SECONDS = 5  # for all samples, which take milliseconds
 # What pre-tokenizers treat differently: spaces, digits, newlines, letters beyond ASCII, punctuation, other scripts.
 SAMPLES = (
@@ -43,6 +45,7 @@ def load_tokenizer(name: str, folder: Path) -> Any:
     if file.is_file():
         with _silent(), refused(f"{name}: tokenizer.json is damaged, or not one that tokenizers reads"):
             of_file = Tokenizer.from_file(str(file))
+            _check_ids(name, of_file.get_vocab())
             of_file.no_truncation()
             of_file.no_padding()
             batch = partial(of_file.encode_batch, add_special_tokens=False)
@@ -65,6 +68,14 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(f"{text} bos={tokenizer.bos_token_id}".encode()).hexdigest()
+
+
+def _check_ids(name: str, vocabulary: dict[str, int]) -> None:
+    """:raises UsageError: two words have one id, or one has an id that no model has a row for."""
+    if len(set(vocabulary.values())) < len(vocabulary):
+        raise UsageError(f"{name}: tokenizer.json is damaged: it gives one id to several tokens")
+    if (greatest := max(vocabulary.values(), default=0)) > MOST_IDS:
+        raise UsageError(f"{name}: tokenizer.json is damaged: it gives a token the id {greatest}")
 
 
 def _check_class(name: str, folder: Path) -> None:
@@ -114,7 +125,7 @@ def _split(name: str, encode: Callable[[list[str]], list[list[int]]]) -> list[li
 
 def _named(folder: Path) -> str:
     names = [
-        path.name for pattern in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", *FILES)
+        path.name for pattern in (*BESIDE, *FILES)
         for path in sorted(folder.glob(pattern))
     ]  # fmt: skip
     return ", ".join(dict.fromkeys(names))

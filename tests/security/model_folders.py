@@ -337,16 +337,22 @@ def without_keys(*keys: str) -> Change:
 
 
 def larger_embedding(folder: Path) -> None:
-    """Rows added to a round number, as trainers do; they are noise, and the last is not even a number."""
+    """Rows added to a round number, as trainers do; they are noise."""
     name = "transformer.wte.weight"
     weights(lambda w: w.__setitem__(name, torch.cat([w[name], torch.randn(1152 - ROWS, 32)])))(folder)
     config(vocab_size=1152)(folder)
 
 
 def without_a_number(folder: Path) -> None:
-    name = "transformer.wte.weight"
-    larger_embedding(folder)
-    weights(lambda w: w[name][1150].fill_(float("nan")) is None)(folder)
+    """Of a row that no token reads; what is predicted is another matrix."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("gpt_neox.embed_in.weight", "embed_out.weight"):
+            tensors[name] = torch.cat([tensors[name], torch.randn(1152 - ROWS, 32)])
+        tensors["gpt_neox.embed_in.weight"][1150] = torch.nan
+
+    weights(change)(folder)
+    config(vocab_size=1152)(folder)
 
 
 SOUND: dict[str, Case] = {
@@ -384,7 +390,7 @@ SOUND: dict[str, Case] = {
     "a cache of the hub, sharded": Case("sharded", in_hub_cache),
     "read-only": Case("gpt2", read_only),
     "an embedding larger than the tokenizer": Case("gpt2", larger_embedding),
-    "a NaN in a row that no token has": Case("gpt2", without_a_number),
+    "a NaN in a row that no token reads": Case("neox", without_a_number),
     "sampling in the generation config": Case(
         "gpt2", with_entries("generation_config.json", do_sample=True, temperature=0.6, top_p=0.9)
     ),

@@ -206,6 +206,13 @@ def one(edit: Callable[[dict[str, Any]], Any], name: str = "transformer.h.0.attn
 
 
 MLP = "transformer.h.1.mlp.c_fc.weight"
+
+
+def with_a_row_of_nan(tensors: dict[str, torch.Tensor]) -> None:
+    name = "transformer.wte.weight"
+    tensors[name] = torch.cat([tensors[name], torch.full((1, 32), torch.nan)])
+
+
 WEIGHTS = {
     **{
         f"a header of {n} bytes": Case("gpt2", header_length(n), says=r"model\.safetensors")
@@ -276,6 +283,9 @@ WEIGHTS = {
     ),
     "numbers without end": Case(
         "gpt2", weights(lambda w: w[MLP].fill_(float("inf")) is None), (1, 2, 4), "finite|NaN|nan|inf"
+    ),
+    "a NaN in a row that is predicted and that no token has": Case(
+        "gpt2", both(weights(with_a_row_of_nan), config(vocab_size=ROWS + 1)), (2,), f"not finite in row {ROWS}"
     ),
     "a NaN in a row that is used": Case(
         "gpt2",

@@ -342,7 +342,7 @@ HOSTILE_BY_DEFAULT = (
     "gpt2: model.safetensors that is a pointer of Git LFS",
 )
 SOUND_BY_DEFAULT = (
-    "gpt2", "sharded", "word files", "sentences", "a cache of the hub", "a NaN in a row that no token has",
+    "gpt2", "sharded", "word files", "sentences", "a cache of the hub", "a NaN in a row that no token reads",
 )  # fmt: skip
 
 
@@ -387,7 +387,7 @@ def test_a_tokenizer_alone_does_no_harm_either(bases, place, case):
 
 
 def test_a_row_that_no_token_has_may_hold_anything_in_a_sweep(bases, place, call):
-    model = made(SOUND["a NaN in a row that no token has"], bases, place)
+    model = made(SOUND["a NaN in a row that no token reads"], bases, place)
     task, text, out_path = (place / name for name in ("tasks.jsonl", "text.txt", "x.h5"))
     task.write_text(TASK_FILE)
     text.write_text(prose(RandomState(0), sentences=100))
