@@ -26,7 +26,8 @@ from mechrl.errors import FileError, MechrlError, UsageError, unknown_name
 from mechrl.models import Model, absolute_name, check_length
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, TaskFile, generate, get_task, join, usable_pools
 from mechrl.tasks.control import control_spans, fitting_span
-from mechrl.tasks.files import arrange, check_file
+from mechrl.tasks.files import arrange
+from mechrl.tasks.fitting import check_file
 
 SHARD_BATCHES = 4
 DTYPES = ("float32", "bfloat16", "float16")

@@ -10,7 +10,8 @@ from mechrl.ablation.sweep import Sweep
 from mechrl.models import Model, check_length
 from mechrl.tasks import Prompts, TaskFile, Vocabulary
 from mechrl.tasks.base import tokenize
-from mechrl.tasks.files import arrange, check_file, fitting_batch_size
+from mechrl.tasks.files import arrange, fitting_batch_size
+from mechrl.tasks.fitting import check_file
 from mechrl.tasks.seam import line_end, other_spelling
 
 ROWS = 32  # at a time

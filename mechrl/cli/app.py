@@ -133,13 +133,13 @@ def unfinished(path: Path) -> bool:
 def say(text: str) -> None:
     """A line for the person who waits, on stderr."""
     with unheard():
-        click.echo(text, err=True)
+        click.echo(_printable(text), err=True)
 
 
 def warn(text: str) -> None:
     """A warning that must not be overlooked, on stderr."""
     with unheard():
-        click.secho(f"WARNING: {text}", err=True, fg="yellow", bold=True)
+        click.secho(f"WARNING: {_printable(text)}", err=True, fg="yellow", bold=True)
 
 
 def print_json(value: dict[str, Any]) -> None:

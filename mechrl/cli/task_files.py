@@ -50,7 +50,7 @@ def read(
 
 def fitting(files: Iterable["TaskFile"], model: "Model") -> tuple["TaskFile", ...]:
     """Files as a model's tokenizer takes them; what their token ids mean to it, and how many lines go, is said."""
-    from mechrl.tasks.files import check_file, ids_say
+    from mechrl.tasks.fitting import check_file, ids_say
 
     fit = []
     for file in files:

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ from mechrl.errors import UsageError
 from mechrl.tasks.base import EVALUATION, TRAIN, Example, Prompts, tokenize
 from mechrl.tasks.forms import IDS, KNOWN, LOOKED_AT, Form, as_list, ignored, missing_field, recognise, short
 from mechrl.tasks.records import ENDINGS, Problem, Records, read_records
-from mechrl.tasks.seam import seam_problem
 from mechrl.vocabulary import Vocabulary
 
 SPLITS = {"train": TRAIN, "evaluation": EVALUATION}
@@ -42,7 +40,7 @@ class TaskFile:
     :param ids: the columns of token ids, if answers are such.
     :param labels: the words that the token ids of each prompt must be, if the file has them.
     :param skip_bad_lines: whether records that do not fit are left out; `skipped` of them are.
-    :param dropped: answers and wrongs that are left out of records that fit, see `check_file`.
+    :param dropped: answers and wrongs that are left out of records that fit, see `mechrl.tasks.fitting.check_file`.
     """
 
     path: Path
@@ -109,7 +107,7 @@ def read_task_file(
         labels=[row.labels for row in rows] if form.labels else None,
         skip_bad_lines=skip_bad_lines,
     )
-    return _without(file, problems, len(problems))
+    return without(file, problems, len(problems))
 
 
 class _Row(NamedTuple):
@@ -170,7 +168,7 @@ def _task_name(path: Path, name: str | None, taken: Collection[str]) -> str:
     return found
 
 
-def _without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile:
+def without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile:
     """A file without its records that have problems.
 
     :param n: how many records that is, the unreadable ones included.
@@ -194,143 +192,6 @@ def _without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile
         labels=None if file.labels is None else [file.labels[i] for i in kept],
         skipped=skipped,
     )
-
-
-def check_file(file: TaskFile, vocabulary: Vocabulary, n_ctx: int) -> TaskFile:
-    """Whether a tokenizer takes a task file's prompts and answers as intended.
-
-    Where all answers and wrongs are digits that go on with a number (`join`), those that the tokenizer writes in other
-    tokens are left out: GPT-2's makes 17 and 52 of 1752, but 1700 is one token.
-
-    :param n_ctx: the longest sequence that the model takes, in tokens.
-    :returns: the file, without such digits, and without the records that do not fit if these are to be left out.
-    :raises UsageError: an answer is not a single token, or the same token as another or as a wrong one; a token id is
-        not one that this tokenizer would put there; a prompt is too long, or a corrupted prompt has another length.
-        The message names every line.
-    """
-    examples = [_with_fitting_digits(vocabulary, example) for example in file.examples]
-    dropped = sum(map(_n_words, file.examples)) - sum(map(_n_words, examples))
-    file = replace(file, examples=examples, dropped=file.dropped + dropped)
-    problems: dict[int, list[str]] = {}
-    for i, (place, example) in enumerate(zip(file.lines, file.examples, strict=True)):
-        found = line_problems(vocabulary, example)
-        if (n := len(vocabulary.encode(str(example.context)))) > n_ctx:
-            found.insert(0, f"the prompt has {n} tokens and the model takes {n_ctx}")
-        if file.labels is not None and not found:
-            found = _unlike_labels(vocabulary, example, file.labels[i])
-        if found:
-            problems[place] = found
-    return _without(file, problems, len(problems))
-
-
-def _n_words(example: Example) -> int:
-    return len(example.answers) + len(example.wrongs)
-
-
-def _with_fitting_digits(vocabulary: Vocabulary, example: Example) -> Example:
-    """An example whose number goes on only with digits that are a token of their own; as it is, if none are."""
-    words = [*example.answers, *example.wrongs]
-    if not example.join or not all(isinstance(word, str) and word.isdigit() for word in words):
-        return example
-    row = vocabulary.encode(str(example.context))
-    fit = {word for word in words if vocabulary.encode(f"{example.context}{word}")[:-1] == row}
-    answers, wrongs = ([str(word) for word in of if word in fit] for of in (example.answers, example.wrongs))
-    return replace(example, answers=answers, wrongs=wrongs) if answers and wrongs else example
-
-
-def line_problems(vocabulary: Vocabulary, example: Example) -> list[str]:
-    """What is wrong with one line of a task file, for a tokenizer."""
-    row = vocabulary.encode(str(example.context))
-    if problems := _seam_problems(vocabulary, example, row):
-        return problems  # what the tokenizer makes of it may well be the opposite of what helps
-    if problem := vocabulary.beyond(row):
-        problems.append(problem)
-    ids: dict[int, str] = {}
-    for kind, words in (("answer", example.answers), ("wrong", example.wrongs)):
-        for word in words:
-            if isinstance(word, int):
-                if problem := _not_next(vocabulary, str(example.context), row, word):
-                    problems.append(f"the {kind} token {word} {problem}")
-                continue
-            longer = vocabulary.encode(f"{example.context}{word}")
-            if longer[:-1] != row:
-                split = _pieces(vocabulary, str(example.context), row, word, longer)
-                problems.append(f"the {kind} {word!r} is not a single token after the prompt: {split}")
-            elif problem := vocabulary.beyond(longer[-1:]):
-                problems.append(f"the {kind}: {problem}")
-            elif ids.setdefault(longer[-1], word) != word:
-                problems.append(f"{ids[longer[-1]]!r} and {word!r} are the same token")
-    if example.corrupted is not None:
-        twin = vocabulary.encode(str(example.corrupted))
-        if len(twin) != len(row):
-            problems.append(f"the corrupted prompt has {len(twin)} tokens and the prompt {len(row)}")
-        elif problem := vocabulary.beyond(twin):
-            problems.append(f"the corrupted prompt: {problem}")
-    return problems
-
-
-def _seam_problems(vocabulary: Vocabulary, example: Example, row: Sequence[int]) -> list[str]:
-    """The first thing that nobody would write where the prompt, or its twin, meets an answer or a wrong one."""
-    if example.join:
-        return []
-    texts = [
-        word if isinstance(word, str) else text_of(vocabulary, row, word)
-        for word in (*example.answers, *example.wrongs)
-        if isinstance(word, str) or not _not_next(vocabulary, str(example.context), list(row), word)
-    ]
-    of_twin = [] if example.corrupted is None else [("the corrupted prompt: ", str(example.corrupted))]
-    for where, context in (("", str(example.context)), *of_twin):
-        for text in filter(None, texts):
-            if problem := seam_problem(context, text):
-                return [where + problem]
-    return []
-
-
-def text_of(vocabulary: Vocabulary, row: Sequence[int], token: int) -> str:
-    """A token as the text that it adds to a prompt; some tokenizers drop its space when it stands alone."""
-    decode = partial(vocabulary.tokenizer.decode, clean_up_tokenization_spaces=False)
-    before, after = decode(list(row)), decode([*row, token])
-    return str(after[len(before) :]) if after.startswith(before) else str(decode([token]))
-
-
-def ids_say(file: TaskFile, vocabulary: Vocabulary) -> str:
-    """What the token ids of a file's first line say in a tokenizer, for people; nothing for a file of texts."""
-    if file.ids is None or not file.examples:
-        return ""
-    example, size = file.examples[0], len(vocabulary.tokenizer)
-    row = vocabulary.encode(str(example.context))
-    said = []
-    for column, words in zip(file.ids, (example.answers, example.wrongs), strict=True):
-        token = int(words[0])
-        what = f"is {text_of(vocabulary, row, token)!r}" if token < size else f"is none of this tokenizer's {size}"
-        said.append(f"{column} {token} {what}")
-    return ", ".join(said)
-
-
-def _not_next(vocabulary: Vocabulary, context: str, row: list[int], token: int) -> str | None:
-    """Why a token id cannot be what the tokenizer writes after a prompt, or None if it can."""
-    size = len(vocabulary.tokenizer)
-    if token >= size:
-        return f"is beyond this tokenizer, which has {size}: it is of another, which has {token + 1} or more"
-    if token in vocabulary.tokenizer.all_special_ids:
-        return f"is {vocabulary.tokenizer.decode([token])!r}, which is no text"
-    text = text_of(vocabulary, row, token)
-    if not text or "\ufffd" in text:
-        return "is a part of a letter, and no text"
-    if vocabulary.encode(context + text) != [*row, token]:
-        return f"is {text!r}, and the tokenizer writes that in other tokens here; are the ids of another tokenizer?"
-    return None
-
-
-def _unlike_labels(vocabulary: Vocabulary, example: Example, labels: Sequence[str]) -> list[str]:
-    """Token ids that are other words than the file says they are."""
-    row = vocabulary.encode(str(example.context))
-    said = [text_of(vocabulary, row, int(token)) for token in (*example.answers, *example.wrongs)]
-    return [
-        f"the token {token} is {text!r}, and the file calls it {label!r}"
-        for token, text, label in zip((*example.answers, *example.wrongs), said, labels, strict=True)
-        if text.strip() != label.strip()
-    ]
 
 
 def arrange(file: TaskFile, vocabulary: Vocabulary, batch_size: int) -> Prompts:
@@ -441,18 +302,6 @@ def _example(record: dict[str, Any], group: str) -> Example:
         record.get("corrupted"),
         record.get("join", False),
     )
-
-
-def _pieces(vocabulary: Vocabulary, context: str, row: list[int], word: str, longer: list[int]) -> str:
-    """How an answer splits into the tokens of `longer`, and what to do."""
-    start = next((i for i, (a, b) in enumerate(zip(row, longer, strict=False)) if a != b), min(len(row), len(longer)))
-    pieces = " ".join(repr(vocabulary.tokenizer.decode([token])) for token in longer[start:])
-    spaced = f" {word}"
-    if not word.startswith(" ") and vocabulary.encode(context + spaced)[:-1] == row:
-        return f"{pieces}. With a space before it, {spaced!r}, it is"
-    if start < len(row):
-        return f"{pieces}. It melts into the prompt's end; does the prompt end in a space?"
-    return pieces
 
 
 def _raise(file: TaskFile, problems: Sequence[Problem], count: str = "", hint: str = "") -> None:

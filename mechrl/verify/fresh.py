@@ -10,7 +10,7 @@ from mechrl.errors import FileError, UsageError
 from mechrl.models import Model
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, TaskFile, generate
 from mechrl.tasks.base import tokenize
-from mechrl.tasks.files import check_file
+from mechrl.tasks.fitting import check_file
 
 EVALUATION_PROMPTS = "evaluation prompts"
 FRESH_SEED = 20_000_000  # added to the cache's seed

@@ -18,7 +18,7 @@ from mechrl.errors import UsageError
 from mechrl.models import MINI
 from mechrl.tasks import EVALUATION, TRAIN, Vocabulary, read_task_file
 from mechrl.tasks.base import tokenize
-from mechrl.tasks.files import check_file, ids_say
+from mechrl.tasks.fitting import check_file, ids_say
 
 NAMES = ("Mary", "John", "Tom", "Kate", "Anna", "Paul", "Laura", "David")
 PLACES = ("hill", "river", "barn", "camp")
@@ -279,7 +279,7 @@ def test_token_ids_of_another_tokenizer_are_refused(tmp_path, vocabulary):
     part = next(i for i in range(len(vocabulary.tokenizer)) if "\ufffd" in vocabulary.tokenizer.decode([i]))
     inside = vocabulary.tokenizer.encode("s", add_special_tokens=False)[0]
     for token, message in (
-        (47764, "the wrong token 47764 is beyond this tokenizer, which has 1106: it is of another, which has 47765 or"),
+        (47764, "the wrong token 47764 is none of this model's: its tokenizer has 1106 tokens and its embedding 1106 "),
         (0, "the wrong token 0 is '<|endoftext|>', which is no text"),
         (part, f"the wrong token {part} is a part of a letter"),
         (inside, f"the wrong token {inside} is 's', and the tokenizer writes that in other tokens here"),
@@ -288,6 +288,8 @@ def test_token_ids_of_another_tokenizer_are_refused(tmp_path, vocabulary):
     ):
         with pytest.raises(UsageError, match=f"one problem\n  line 2: {message.replace('|', '[|]')}"):
             read(tmp_path / "t.csv", row.format(box, token), vocabulary)
+    with pytest.raises(UsageError, match="its tokenizer has 1106 tokens and its embedding 766 rows"):
+        read(tmp_path / "t.csv", row.format(key, box), Vocabulary(vocabulary.tokenizer, rows=766))
     (tmp_path / "t.csv").write_text(row.format(box, 47764))
     file = read_task_file(tmp_path / "t.csv")
     assert (

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from mechrl.errors import UsageError
 from mechrl.models import MINI
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Vocabulary, read_task_file
-from mechrl.tasks.files import SHOWN, arrange, check_file, fitting_batch_size
+from mechrl.tasks.files import SHOWN, arrange, fitting_batch_size
+from mechrl.tasks.fitting import check_file
 
 
 @pytest.fixture(scope="module")
