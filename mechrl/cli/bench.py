@@ -48,7 +48,7 @@ def bench(
         from mechrl.report.tables import print_table
 
         rows = [[m.name, m.track, "exploratory" if m.exploratory else ""] for m in found.values()]
-        return print_table("", ["method", "track", ""], rows)
+        return print_table("", ["method", "track", "status"], rows)
     for path in paths:
         if not path.is_file() and not app.unfinished(path):
             raise click.UsageError(f"there is no cache at {path}; mechrl-cache build --tasks all makes one for mini")

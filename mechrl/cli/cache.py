@@ -193,11 +193,13 @@ def check(path, task_names, skip_bad_lines, model, revision, device, threads, as
         columns,
         [[model, found.logit_diff, found.accuracy, found.top1, found.logprob, found.prob_diff]],
         "means; accuracy: answers before wrongs; top-1: an answer before every other token",
+        secondary=["prob. difference", "log prob. of the answer", "top-1"],
     )
     print_table(
         "the prompts it does worst on",
         [file.unit, "logit diff", "says", "prompt"],
         [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in found.worst],
+        text="prompt",
     )
     click.echo(found.bos)
     for note in found.notes:
@@ -236,7 +238,7 @@ def tasks(name, show, model, seed, as_json):
     from mechrl.report.tables import print_table
 
     if not name:
-        print_table("", ["task", "family", "source"], [[t.name, t.family, t.source] for t in chosen])
+        print_table("", ["task", "family", "source"], [[t.name, t.family, t.source] for t in chosen], text="source")
     for task in chosen:
         if name:
             click.echo(f"{task.name} ({task.family})\n\n{task.about}\n\nSource: {task.source}")
@@ -338,6 +340,7 @@ def top(path, tasks, by, n, as_json):
                 ["head", "score", "rank"],
                 [[r.head, shown(r.score), *r.ranks] for r in found],
                 "means over all episodes, with 95 % intervals (bootstrap over episodes)",
+                secondary=["rank"],
             )
         return None
 
@@ -347,7 +350,7 @@ def top(path, tasks, by, n, as_json):
             f"{task}: accuracy {opened.accuracy(task):.3f}, clean logit difference {opened.clean(task).mean():.2f}",
             [
                 "head", "score", "damage", "direct", "damage - direct", "specificity", "ranks",
-                *["roles"] * has_roles, "",
+                *["roles"] * has_roles, "marks",
             ],
             [
                 [
@@ -357,6 +360,9 @@ def top(path, tasks, by, n, as_json):
                     ", ".join(r.marks),
                 ]
                 for r in found
+            ],
+            secondary=[
+                "damage - direct", "ranks", "direct", *["roles"] * has_roles, "marks", "specificity", "damage",
             ],
         )  # fmt: skip
     return click.echo(
@@ -390,6 +396,7 @@ def pairs(path, tasks, n, as_json):
             ["heads", "joint damage", "summed", "interaction"],
             [[" ".join(p.heads), *map(shown, (p.joint, p.summed, p.interaction))] for p in of],
             "means in nats over the evaluation prompts; the pairs were chosen on the training prompts",
+            secondary=["summed", "joint damage"],
         )
 
 
@@ -584,6 +591,7 @@ def _print_info(opened, as_json: bool) -> None:
             [task, *(v if not isinstance(v, bool) else ("yes" if v else "NO") for v in values.values())]
             for task, values in tasks.items()
         ],
+        secondary=["eval. answers also in training", "top-1", "prompts", "does it", "accuracy"],
     )
 
 
@@ -605,7 +613,8 @@ def _print_imported(opened, as_json: bool) -> None:
     click.echo(f"imported from {a['imported']} (sha256 {a['imported_sha256'][:12]}); no prompts, it cannot be replayed")
     click.echo(f"model {a['model']}; fingerprint of the content {opened.sha256[:12]}")
     columns = ["task", "episodes", "for evaluation", "mean best score"]
-    print_table("", columns, [[task, *values.values()] for task, values in tasks.items()])
+    rows = [[task, *values.values()] for task, values in tasks.items()]
+    print_table("", columns, rows, secondary=["for evaluation", "episodes"])
 
 
 def main() -> None:

@@ -154,7 +154,8 @@ def _print_results(cache, policy, note, as_json: bool) -> None:
         caption = f"means over {len(rows[0][1].picked)} evaluation episodes" + (
             f"; {left_out} without a ratio (oracle ≤ 0.05)" if left_out else ""
         )
-        print_table(f"{task} ({role})", columns, cells, caption)
+        secondary = [column for column in columns[:0:-1] if column != "ratio\nafter 3"]
+        print_table(f"{task} ({role})", columns, cells, caption, secondary)
 
 
 def main() -> None:

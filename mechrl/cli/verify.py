@@ -118,8 +118,15 @@ def _print(result) -> None:
     for r in result.tasks:
         columns, rows = verification_rows(r, head)
         print_table(
-            f"{r.task} ({'trained' if r.trained else 'held out, no task signal: does not decide'})", columns, rows
-        )
+            f"{r.task} ({'trained' if r.trained else 'held out, no task signal: does not decide'})",
+            columns,
+            rows,
+            secondary=[
+                "direct", "damage on other tasks", "cached score", "live score", "fresh damage", "difference",
+                "rank" if r.swept else "above random", "of the clean", "p (Holm)",
+            ],
+            text="replicates",
+        )  # fmt: skip
         top = f"{len(r.heads)} picks" if len(r.heads) != 1 else "1 pick"
         click.echo(f"  faithful    {_yes(r.faithful)}: cache and model differ by {r.difference:.1e} nats at most")
         click.echo(
@@ -159,6 +166,7 @@ def _print(result) -> None:
                 ["heads", "joint damage", "summed", "interaction"],
                 [[" ".join(map(head, j.sites)), *map(shown, (j.joint, j.summed, j.interaction))] for j in r.joint],
                 "above zero: together they cost more than one by one, as heads that stand in for one another do",
+                secondary=["summed", "joint damage"],
             )
         if r.curves and r.curves.refused:
             click.echo(f"  no curves: {r.curves.refused}")
@@ -169,6 +177,7 @@ def _print(result) -> None:
                 [[name, c.cpr, c.cmd, c.necessity] for name, c in r.curves.rankings.items()],
                 f"areas over the share of heads, MLPs kept; logit difference {r.curves.full:.2f} with all heads, "
                 f"{r.curves.empty:.2f} without any; sufficiency: CPR high, CMD low; necessity: low",
+                secondary=["head-CMD", "necessity"],
             )
     click.echo(
         f"cache and model {'agree' if result.faithful else 'DISAGREE'} within {result.tolerance:g} nats "

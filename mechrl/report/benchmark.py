@@ -59,6 +59,7 @@ def _print_track(result: Benchmark, track: str, methods: Sequence[Method]) -> No
         ["method", "mean (95 % interval)", *families],
         rows,
         "geometric means over held-out tasks; (R) reference, (E) exploratory; the exhaustive cost stands for more",
+        secondary=families[::-1],
     )
     columns = ["method", "with control\nper look", "never\n90 %", "set-up\nruns", "set-up\nseconds"]
     columns += [f"coverage\nat {b:g} runs" for b in BUDGETS] + [f"ratio\nafter {p}" for p in SHOWN_PICKS]
@@ -78,6 +79,7 @@ def _print_track(result: Benchmark, track: str, methods: Sequence[Method]) -> No
         columns,
         rows,
         "means over families of means over tasks; – where looks are no picks; never: no cheaper than the sweep",
+        secondary=columns[:2:-1],
     )
 
 
