@@ -15,7 +15,6 @@ TOOLS = Path(__file__).parents[2] / "tools"
 BUILD = "cache build --device cpu --tasks ioi --batches 3 --batch-size 1 --out x.h5"
 CHEAP = [
     "cache tasks",
-    "cache tasks ioi --show 1",
     "cache info CACHE",
     "cache top CACHE --task ioi",
     "cache attribution CACHE",
@@ -23,6 +22,7 @@ CHEAP = [
     "bench --list",
 ]
 SLOW = [
+    "cache tasks ioi --show 1",
     BUILD,
     f"{BUILD} --shard 1/2",
     f"{BUILD} --workers 1",

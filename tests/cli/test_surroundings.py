@@ -60,7 +60,7 @@ def test_a_stream_that_nobody_has_opened_or_can_hold_stops_no_work(redirect, tmp
 
 def test_a_result_that_could_not_be_written_is_an_error(tmp_path):
     """Though it was still to be written when the work was done."""
-    ended = shell("", ">/dev/full", tmp_path, SMALL)
+    ended = shell("", ">/dev/full", tmp_path, SMALL, PYTHONUNBUFFERED="")
     assert ended.returncode == 1
     assert ended.stderr.endswith("error: [Errno 28] No space left on device\n")
 

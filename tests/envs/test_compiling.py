@@ -64,7 +64,7 @@ def test_numba_cache_dir_is_kept_to_if_it_can_be(installed, tmp_path):
     assert kept(tmp_path / "temporary") == {"small.add"}
 
 
-@pytest.mark.parametrize("spoil", ["truncate", "folder"])
+@pytest.mark.parametrize("spoil", ["truncate", pytest.param("folder", marks=pytest.mark.slow)])
 def test_a_cache_that_cannot_be_read_or_written_is_no_error(installed, tmp_path, spoil):
     installed(NUMBA_CACHE_DIR=str(tmp_path / "mine"))
     for path in (tmp_path / "mine").rglob("*.nbi"):
@@ -98,6 +98,7 @@ def test_a_folder_that_another_user_could_fill_is_not_used(tmp_path, monkeypatch
         compiling.private_folder()
 
 
+@pytest.mark.slow
 def test_with_no_private_folder_either_it_is_compiled_every_time(installed, tmp_path):
     (tmp_path / "temporary").chmod(0o777)
     assert [installed(), installed()] == ["3 0\n", "3 0\n"]
