@@ -11,6 +11,7 @@ for all heads at once. Two variants:
   Summed over heads it is what ablating all of them at once costs, up to the rule for the integral.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -164,7 +165,8 @@ def shows_patterns(sweep: Sweep) -> bool:
 
     hooks: list[tuple[str, Callable]] = [(site + "hook_pattern", attend_to_the_first) for site in sites]
     hooks += [(site + "hook_z", lambda z, hook: outputs.append(z.float())) for site in sites]
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TransformerLens warns of what some families do with a changed pattern
         sweep.run(hooks, None, tokens)
     shape = (1, sweep.model.n_heads, 8)
     return [s.shape for s in sums] == [shape] * len(sites) and all(

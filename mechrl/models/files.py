@@ -33,10 +33,7 @@ LARGEST = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 2**31),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 2**14),
 }  # fmt: skip
-NONE = {
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), -1),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_labels"), 0),
-}  # fmt: skip
+MAY_BE_NONE = {"num_experts", "num_local_experts", "n_routed_experts", "num_labels"}
 LARGEST_HEADER = 2**24  # bytes; a thousand tensors take a hundred thousand
 LARGEST_PICKLE = 2**26
 MOST_SHARDS = 2**12
@@ -130,7 +127,7 @@ def _check_sizes(name: str, config: dict[str, Any]) -> None:
         if key not in LARGEST or value is None:
             continue
         sizes = value if isinstance(value, list) else [value]  # some families have one for each layer
-        if not all(type(size) is int and (1 <= size <= LARGEST[key] or size == NONE.get(key)) for size in sizes):
+        if not all(type(size) is int and (key not in MAY_BE_NONE) <= size <= LARGEST[key] for size in sizes):
             raise UsageError(f"{name!r}: its config.json says {key} {value!r:.40}, which no model has")
 
 

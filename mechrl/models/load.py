@@ -135,43 +135,50 @@ def _load_weights(name: str, folder: Path) -> Any:
 
     :raises UsageError: the folder lacks weights, or has some of another shape.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    _check_amount(name, folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config._attn_implementation = "eager"  # what config.json says would win over the argument
+    _check_amount(name, folder, config)
     if (folder / "generation_config.json").is_file():  # read with the weights, and never used here
         with refused(f"{name!r}: its generation_config.json holds what transformers does not take; delete or mend it"):
             GenerationConfig.from_pretrained(folder)
-    with refused(f"{name!r}: its weights do not fit its config.json, or cannot be loaded"):
+    weights = weight_files(name, folder)[0].name
+    with refused(f"{name!r}: its weights ({weights} …) do not fit its config.json, or cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, trust_remote_code=False,
-            use_kernels=False,
+            folder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False,
+            ignore_mismatched_sizes=True, use_kernels=False,
         )  # fmt: skip
     hf, loading = loaded
-    if loading["missing_keys"] or loading["mismatched_keys"]:
-        missing = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-        raise UsageError(
-            f"{name!r}: the folder lacks weights of a model of type {hf.config.model_type}: {', '.join(missing[:3])} … "
-            f"({len(missing)} in all)"
-        )
+    for fault, keys in (
+        ("lacks weights", loading["missing_keys"]),
+        ("has other sizes than the weights", loading["mismatched_keys"]),
+    ):
+        if keys:
+            listed = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
+            raise UsageError(
+                f"{name!r}: the folder {fault} of a model of type {hf.config.model_type}: {', '.join(listed[:3])} … "
+                f"({len(keys)} in all)"
+            )
     hf.config.architectures = [type(hf).__name__]  # what was loaded, whatever config.json says
     hf.config.return_dict = True
     return hf.eval()
 
 
-def _check_amount(name: str, folder: Path) -> None:
+def _check_amount(name: str, folder: Path, config: Any) -> None:
     """:raises UsageError: config.json describes a model with more numbers than the files of weights have bytes."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with refused(f"{name!r}: transformers cannot make the model that its config.json describes"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
+    what = f"{name!r}: transformers cannot make the model that its config.json describes"
+    with refused(what), torch.device("meta"):
+        empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     wanted = sum(parameter.numel() for parameter in empty.parameters())
-    there = sum(path.stat().st_size for path in weight_files(name, folder))
+    files = weight_files(name, folder)
+    there = sum(path.stat().st_size for path in files)
     if wanted > there:
         raise UsageError(
-            f"{name!r}: its config.json describes a model of type {config.model_type} with {wanted:,} numbers, and the "
-            f"files of weights have {there:,} bytes: they are of another model"
+            f"{name!r}: its config.json describes a model of type {config.model_type} with {wanted:,} numbers, and its "
+            f"weights ({files[0].name}) have {there:,} bytes: they are of another model"
         )
 
 
@@ -184,9 +191,8 @@ def _vocabulary_rows(hf: Any) -> int:
 
 def _check_bos(name: str, tokenizer: Any, rows: int) -> None:
     if tokenizer.bos_token == "":
-        raise UsageError(
-            f"{name!r}: the tokenizer's BOS is an empty text; set bos_token in tokenizer_config.json to null"
-        )
+        places = "bos_token in tokenizer_config.json or special_tokens_map.json"
+        raise UsageError(f"{name!r}: the tokenizer's BOS is an empty text ({places})")
     if tokenizer.bos_token_id is not None and tokenizer.bos_token_id >= rows:
         raise UsageError(
             f"{name!r}: the tokenizer's BOS {tokenizer.bos_token!r:.40} has id {tokenizer.bos_token_id}, and the "

@@ -15,6 +15,7 @@ PROBE_TOKENS = 256
 # Of the largest number: far above what rounding in float32 does, far below what a missing term does.
 PROBE_ERROR = 1e-3
 LOOKS_AHEAD = 1e-4
+ODD_POSITIONS = 0.02  # of all
 
 
 @torch.no_grad()
@@ -24,7 +25,8 @@ def probe(name: str, hf: Any, most: int = PROBE_TOKENS) -> tuple[torch.Tensor, t
     :param most: how many tokens a row has, or as many as the model takes.
     :raises UsageError: the model looks ahead, or its logits are not finite.
     """
-    limit = getattr(hf.config, "max_position_embeddings", None) or -1  # XLNet's -1 means none
+    limits = (getattr(hf.config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    limit = next((n for n in limits if isinstance(n, int)), -1)  # XLNet's -1 means none
     half = (min(most, limit - 2) if limit > 0 else most) // 2  # RoBERTa counts its positions from 2
     tokens = probe_tokens(hf, 2 * half).repeat(2, 1).to(hf.device)
     tokens[1, half:] = tokens[1, :half]
@@ -37,7 +39,7 @@ def probe(name: str, hf: Any, most: int = PROBE_TOKENS) -> tuple[torch.Tensor, t
         ) from error
     if not torch.isfinite(logits).all():
         raise UsageError(f"{name!r} cannot be swept: {_not_finite(hf, logits)}")
-    if _difference(logits[1, :half], logits[0, :half]) > LOOKS_AHEAD:
+    if _disagreement(LOOKS_AHEAD, logits[1, :half], logits[0, :half]):
         raise UsageError(
             f"{name!r} is not a causal model: tokens change the logits before them, and mechrl reads a prompt at its "
             "last position"
@@ -86,7 +88,7 @@ def check_sweepable(name: str, bridge: Any, tokens: torch.Tensor, expected: torc
             raise UsageError(
                 f"{name!r} cannot be swept: the attention of layer {layer} writes more than its heads, projected"
             )
-    if (difference := _difference(*_centred(logits, expected))) > PROBE_ERROR:
+    if difference := _disagreement(PROBE_ERROR, *_centred(logits, expected)):
         raise UsageError(
             f"{name!r} cannot be swept: folded by TransformerLens, its logits differ from those of transformers by "
             f"{difference:.0%} of the largest"
@@ -111,7 +113,7 @@ def check_resumable(name: str, bridge: Any, tokens: torch.Tensor, expected: torc
     run(bridge, hooks, last, tokens)
     for layer in sorted({0, n_layers // 2, n_layers - 1}):
         found = unembed(bridge, resumed(bridge, layer, seen[2 * layer], seen[2 * layer + 1], last, []))
-        if (difference := _difference(*_centred(found, expected[rows, last]))) > PROBE_ERROR:
+        if difference := min(_disagreement(PROBE_ERROR, *_centred(found[i], expected[i, last[i]])) for i in rows):
             raise UsageError(
                 f"{name!r} cannot be swept: started at layer {layer}, it does not give the logits that it gives from "
                 f"the beginning, they differ by {difference:.0%} of the largest. Something in it passes the blocks by"
@@ -121,6 +123,17 @@ def check_resumable(name: str, bridge: Any, tokens: torch.Tensor, expected: torc
 def _centred(*logits: torch.Tensor) -> list[torch.Tensor]:
     """Logits about their mean: centring the unembedding moves all of a position alike, and changes no probability."""
     return [of.float() - of.float().mean(-1, keepdim=True) for of in logits]
+
+
+def _disagreement(limit: float, found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of logits [..., vocabulary], divided by the largest number expected; 0 if it is rounding.
+
+    Rounding it is, too, where one position in fifty is off by more than the limit: a router that finds two experts as
+    good as equal takes the one or the other.
+    """
+    largest = expected.abs().max()
+    off = (found - expected).abs().amax(-1) / largest
+    return float(off.max()) if (off > limit).float().mean() > ODD_POSITIONS else 0.0
 
 
 def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -57,7 +57,9 @@ NOT_OURS = re.compile(
     r"|__\w+__|Validation error|validator|empty TensorList|negative power|negative dimension|at index \d|[Oo]verflow"
     r"|codec can't|No module named|instance of|: '\w+'$"
 )
-LISTING = re.compile(r"error: [^\n]*\n(  [^\n]*\n)+")  # what is wrong with a task file, line by line
+LISTING = re.compile(
+    r"error: [^\n]*\n(  [^\n]*\n)+(--skip-bad-lines [^\n]*\n)?"
+)  # what is wrong with a task file, line by line
 
 
 @dataclass(frozen=True)
