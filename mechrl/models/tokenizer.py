@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import sys
@@ -134,14 +133,17 @@ def _named(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps from the user what libraries print; a panic in Rust writes its trace to the descriptor of stderr."""
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
+    """Keeps from the user what libraries in Rust write past Python, such as the trace of a panic."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    for descriptor in (1, 2):
+        os.dup2(nothing, descriptor)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for descriptor, own in zip((1, 2), kept, strict=True):
+            os.dup2(own, descriptor)
+            os.close(own)
         os.close(nothing)

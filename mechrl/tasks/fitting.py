@@ -158,5 +158,5 @@ def _pieces(vocabulary: Vocabulary, context: str, row: list[int], word: str, lon
     if not word.startswith(" ") and vocabulary.encode(context + spaced)[:-1] == row:
         return f"{pieces}. With a space before it, {spaced!r}, it is"
     if start < len(row):
-        return f"{pieces}. It melts into the prompt's end; does the prompt end in a space?"
+        return f"{pieces}. It melts into the prompt's last word"
     return pieces
