@@ -187,6 +187,7 @@ def check(path, task_names, skip_bad_lines, model, revision, device, threads, as
         f"{found.groups} groups, {'with' if found.twins else 'without'} counterfactual twins; batches of "
         f"{fitting_batch_size([file])}"
     )
+    click.echo(found.bos)
     columns = ["model", "logit diff (nats)", "accuracy", "top-1", "log prob. of the answer", "prob. difference"]
     print_table(
         "",
@@ -201,7 +202,6 @@ def check(path, task_names, skip_bad_lines, model, revision, device, threads, as
         [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in found.worst],
         text="prompt",
     )
-    click.echo(found.bos)
     for note in found.notes:
         app.warn(note)
     if found.groups < LEAST_GROUPS:
