@@ -94,7 +94,9 @@ def edited(tmp_path, **config):
 
 
 def test_missing_weights_are_an_error_and_not_random_numbers(tmp_path):
-    with pytest.raises(UsageError, match=r"lacks weights of a model of type gpt2: transformer\.h\.6\."):
+    with pytest.raises(
+        UsageError, match=r"lacks weights of the model of type gpt2 that its config.json describes: transformer\.h\.6\."
+    ):
         load_model(edited(tmp_path, n_layer=7), device="cpu")
 
 

@@ -157,8 +157,8 @@ def _load_weights(name: str, folder: Path) -> Any:
         if keys:
             listed = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
             raise UsageError(
-                f"{name!r}: the folder {fault} of a model of type {hf.config.model_type}: {', '.join(listed[:3])} … "
-                f"({len(keys)} in all)"
+                f"{name!r}: the folder {fault} of the model of type {hf.config.model_type} that its config.json "
+                f"describes: {', '.join(listed[:3])} … ({len(keys)} in all)"
             )
     hf.config.architectures = [type(hf).__name__]  # what was loaded, whatever config.json says
     hf.config.return_dict = True
