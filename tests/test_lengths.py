@@ -101,3 +101,15 @@ def test_a_model_is_compared_with_transformers_at_the_lengths_that_are_used(long
     check_length(long_rope, PROBE_TOKENS)
     with pytest.raises(UsageError, match="its logits differ from those of transformers by 10%"):
         check_length(long_rope, 400)
+
+
+def test_lengths_are_compared_over_all_positions_that_they_share(mini, monkeypatch):
+    """Here what begins at 60 tokens shows from the tenth position on, so that five say nothing of it."""
+
+    def states(self, width: int) -> torch.Tensor:
+        return torch.ones(width, 4) + (width >= 60) * (torch.arange(width)[:, None] >= 10)
+
+    monkeypatch.setattr(type(mini.regimes), "_states", states)
+    mini.regimes.forget()
+    assert [rows.tolist() for rows in mini.regimes.split(np.array([5, 50, 60]))] == [[0, 1], [2]]
+    mini.regimes.forget()
