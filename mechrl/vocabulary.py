@@ -25,7 +25,26 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, rows: int | None = None):
         self.tokenizer = tokenizer
         self.bos: int | None = tokenizer.bos_token_id
-        self.rows = len(tokenizer) if rows is None else rows
+        self.rows = self.size if rows is None else rows
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the greatest id; some vocabularies have gaps."""
+        return max(self.tokenizer.get_vocab().values(), default=-1) + 1
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """The token that stands for what the tokenizer does not know, if it has one."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        token = getattr(backend and backend.model, "unk_token", None)
+        return self.tokenizer.convert_tokens_to_ids(token) if token else self.tokenizer.unk_token_id
+
+    def unknown_in(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether the tokenizer does not know a part of a text, `ids` being what it makes of it."""
+        own = ids[1:] if list(ids[:1]) == [self.bos] else ids
+        if self.unknown is None or self.unknown not in own:
+            return False
+        return str(self.tokenizer.convert_ids_to_tokens(self.unknown)) not in text  # GPT-2's is its EOS
 
     @property
     def bos_token(self) -> str:
@@ -51,7 +70,7 @@ class Vocabulary:
             if not 0 <= token < self.rows:
                 return (
                     f"the token {self.tokenizer.decode([token])!r} has id {token}, and the model's embedding has "
-                    f"{self.rows} rows (the tokenizer has {len(self.tokenizer)} tokens)"
+                    f"{self.rows} rows (the tokenizer has ids up to {self.size - 1})"
                 )
         return None
 
@@ -61,7 +80,9 @@ class Vocabulary:
         Asked in context, because some tokenizers treat the first word of a text in a way of their own.
         """
         before, after = self.encode("a"), self.encode("a" + text)
-        return after[-1] if after[:-1] == before and after[-1] < self.rows else None
+        if after[:-1] != before or after[-1] >= self.rows or self.unknown_in(text, after[-1:]):
+            return None
+        return after[-1]
 
     @cached_property
     def word_ids(self) -> list[int]:

@@ -138,3 +138,30 @@ def test_tokens_that_the_model_has_no_row_for_are_not_drawn_and_a_bos_is_refused
     tokenizer.save_pretrained(folder)
     with pytest.raises(UsageError, match=r"BOS '<begin>' has id 1106, and the model's embedding has 900 rows"):
         load_model(str(folder), device="cpu")
+
+
+def test_a_tokenizer_class_that_fails_gives_way_to_the_file(folder):
+    """Its words are those of the file, whatever class the folder names."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "T5Tokenizer"}))
+    of_file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found = load_vocabulary(str(folder)).tokenizer
+    for text in SAMPLES:
+        assert found.encode(text, add_special_tokens=False) == of_file.encode(text).ids
+
+
+def test_a_tokenizer_need_not_know_our_samples(folder):
+    from tokenizers.models import WordLevel
+
+    of_file = Tokenizer(WordLevel({"the": 1, "cat": 2}))
+    of_file.pre_tokenizer = pre_tokenizers.Whitespace()
+    of_file.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert load_vocabulary(str(folder)).encode("the cat the") == [1, 2, 1]
+
+
+@pytest.mark.parametrize("n", [2, 4, 20])
+def test_a_model_with_a_short_context_is_loaded(tmp_path, n):
+    config = type(ARCHITECTURES["gpt2"]().config)(vocab_size=1106, n_positions=n, n_embd=32, n_layer=2, n_head=4)
+    folder = save(randomize(type(ARCHITECTURES["gpt2"]())(config)), tmp_path)
+    assert load_model(str(folder), device="cpu").n_ctx == n

@@ -104,6 +104,11 @@ def file_notes(model: Model, file: TaskFile, prompts: Prompts) -> list[str]:
     ends = Counter(filter(None, (line_end(str(example.context)) for example in file.examples)))
     for end, n in ends.items():
         found.append(f"{n} of {len(file)} prompts end in {end}, which nobody sees; is it meant?")
+    bos = model.vocabulary.bos
+    if again := sum(bos in row[1:n] for row, n in zip(prompts.tokens.tolist(), prompts.length, strict=True)):
+        found.append(
+            f"{again} of {len(file)} prompts hold {model.vocabulary.bos_token!r} once more after the BOS before them"
+        )
     apart = model.regimes.split(prompts.length)
     if len(apart) > 1:
         ranges = (prompts.length[rows] for rows in apart)

@@ -88,10 +88,12 @@ def build(
         app.say(app.FIRST_LINE)
     from mechrl.cache.build import BuildSettings
     from mechrl.cache.build import build as build_cache
+    from mechrl.cache.check import file_notes
     from mechrl.cache.cluster import connect
     from mechrl.cache.files import check_writable
     from mechrl.models import cache_name, find_folder, load_model, pick_device
     from mechrl.tasks import TASKS
+    from mechrl.tasks.base import tokenize
     from mechrl.tasks.control import read_control
     from mechrl.tasks.files import LARGEST_BATCH, fitting_batch_size
 
@@ -125,7 +127,9 @@ def build(
         with connect(workers, scheduler, threads) as client:
             loaded = load_model(model, device="cpu" if client else device, revision=revision)
             if settings is every[0]:
-                task_files.fitting(own, loaded)
+                for file in task_files.fitting(own, loaded):
+                    for note in file_notes(loaded, file, tokenize(file.name, file.examples, loaded.vocabulary, 0)):
+                        app.warn(note)
             if path is None:
                 part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
                 name = cache_name(model, loaded.sha256, settings.ablation).removesuffix(".h5")

@@ -69,8 +69,8 @@ class Model:
         )
 
     def some_tokens(self, n: int) -> torch.Tensor:
-        """`n` tokens that mean nothing, to see what the model computes, int64 [position]."""
-        return probe_tokens(self.bridge.original_model, n).to(self.device)
+        """`n` tokens that mean nothing, or as many as the model takes, to see what it computes, int64 [position]."""
+        return probe_tokens(self.bridge.original_model, min(n, self.n_ctx)).to(self.device)
 
     @property
     def device(self) -> torch.device:

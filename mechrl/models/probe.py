@@ -27,7 +27,7 @@ def probe(name: str, hf: Any, most: int = PROBE_TOKENS) -> tuple[torch.Tensor, t
     """
     limits = (getattr(hf.config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     limit = next((n for n in limits if isinstance(n, int)), -1)  # XLNet's -1 means none
-    half = (min(most, limit - 2) if limit > 0 else most) // 2  # RoBERTa counts its positions from 2
+    half = max(1, (min(most, limit - 2) if limit > 0 else most) // 2)  # RoBERTa counts its positions from 2
     tokens = probe_tokens(hf, 2 * half).repeat(2, 1).to(hf.device)
     tokens[1, half:] = tokens[1, :half]
     try:
@@ -145,7 +145,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 def head_outputs(bridge: Any) -> list[torch.Tensor]:
     """`hook_z` of each layer on a few tokens, [position, head, head width]; before folding it goes by another name."""
     seen: list[torch.Tensor] = []
-    tokens = probe_tokens(bridge.original_model, 8)[None].to(next(bridge.parameters()).device)
+    tokens = probe_tokens(bridge.original_model, min(8, bridge.cfg.n_ctx))[None].to(next(bridge.parameters()).device)
     names = [f"blocks.{layer}.attn.o.hook_in" for layer in range(bridge.cfg.n_layers)]
     names = [name for name in names if name in bridge.hook_dict]  # what is missing is reported after folding
     bridge.run_with_hooks(tokens, fwd_hooks=[(name, lambda z, hook: seen.append(z[0].clone())) for name in names])

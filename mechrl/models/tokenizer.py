@@ -48,18 +48,28 @@ def load_tokenizer(name: str, folder: Path) -> Any:
             _check_ids(name, of_file.get_vocab())
             of_file.no_truncation()
             of_file.no_padding()
-            batch = partial(of_file.encode_batch, add_special_tokens=False)
-            expected = _split(name, lambda texts: [encoding.ids for encoding in batch(texts)])
+            expected = _split(name, lambda text: of_file.encode_batch([text], add_special_tokens=False)[0].ids)
+    failed: UsageError | None = None
     for kind in (AutoTokenizer, PreTrainedTokenizerFast):
-        with _silent(), refused(f"{name}: transformers cannot make a tokenizer of the folder's {_named(folder)}"):
-            tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
-            found = _split(name, partial(_ids, tokenizer))
+        try:
+            with _silent(), refused(f"{name}: transformers cannot make a tokenizer of the folder's {_named(folder)}"):
+                tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+                found = _split(name, partial(_ids, tokenizer))
+        except UsageError as error:
+            if expected is None:
+                raise
+            failed = failed or error
+            continue
+        if expected is None:
+            _check_known(name, tokenizer, found)
         if expected in (None, found):
             return tokenizer
+    if failed is not None:
+        raise failed
     text, ours, theirs = next((text, a, b) for text, a, b in zip(SAMPLES, found, expected or [], strict=True) if a != b)
     raise UsageError(
-        f"{name}: transformers splits {text!r} into {len(ours)} tokens with the tokenizer of this folder, where its "
-        f"tokenizer.json gives {len(theirs)}. Save the tokenizer again with the transformers that is installed"
+        f"{name}: transformers splits {text!r} into {len(ours or [])} tokens with the tokenizer of this folder, where "
+        f"its tokenizer.json gives {len(theirs or [])}. Save it again with the transformers that is installed"
     )
 
 
@@ -93,21 +103,24 @@ def _check_class(name: str, folder: Path) -> None:
             raise UsageError(f"{name}: {settings} names {wanted!r:.60} as its tokenizer class, which is none")
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer([text], add_special_tokens=False)["input_ids"][0])
 
 
-def _split(name: str, encode: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
-    """The ids of every sample.
+def _split(name: str, encode: Callable[[str], list[int]]) -> list[list[int] | None]:
+    """The ids of every sample, None for those that the tokenizer cannot write.
 
-    :param encode: of all texts at once, which lets other threads run meanwhile.
+    :param encode: as a batch of one text, which lets other threads run meanwhile.
     :raises UsageError: it takes too long, as some patterns do, or gives one text different ids.
     """
     found: list[Any] = []
 
+    def once() -> list[Any]:
+        return [_tried(encode, text) for text in SAMPLES]
+
     def run() -> None:
         try:
-            found.extend([encode(list(SAMPLES)), encode(list(SAMPLES))])
+            found.extend([once(), once()])
         except BaseException as error:
             found[:] = [error]
 
@@ -118,9 +131,29 @@ def _split(name: str, encode: Callable[[list[str]], list[list[int]]]) -> list[li
         raise UsageError(f"{name}: its tokenizer takes more than {SECONDS} seconds for ten short texts")
     if isinstance(found[0], BaseException):
         raise found[0]
+    if all(ids is None for ids in found[0]):
+        raise UsageError(f"{name}: its tokenizer can write none of ten short texts")
     if found[0] != found[1]:
         raise UsageError(f"{name}: its tokenizer splits the same text differently each time; has it a dropout?")
     return found[0]
+
+
+def _tried(encode: Callable[[str], list[int]], text: str) -> list[int] | None:
+    """The ids of a text; None if the tokenizer has no token for a part of it, nor one for what it does not know."""
+    try:
+        return list(encode(text))
+    except Exception:
+        return None
+
+
+def _check_known(name: str, tokenizer: Any, found: list[list[int] | None]) -> None:
+    """:raises UsageError: where nothing says what the tokenizer should do, it knows hardly a word."""
+    ids = [token for of in found if of for token in of]
+    if tokenizer.unk_token_id is not None and ids.count(tokenizer.unk_token_id) > len(ids) / 2:
+        raise UsageError(
+            f"{name}: transformers makes a tokenizer of the folder's files that knows hardly a word; save it again "
+            "with a tokenizer.json"
+        )
 
 
 def _named(folder: Path) -> str:

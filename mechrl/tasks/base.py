@@ -201,6 +201,9 @@ def tokenize(name: str, examples: Sequence[Example], vocabulary: Vocabulary, spl
 
     answers = [ids(example, example.answers, row) for example, row in zip(examples, rows, strict=True)]
     wrongs = [ids(example, example.wrongs, row) for example, row in zip(examples, rows, strict=True)]
+    for example, row in zip(examples, rows, strict=True):
+        if isinstance(example.context, str) and vocabulary.unknown_in(example.context, row):
+            raise UsageError(f"task {name!r}: the tokenizer does not know a part of {example.context!r}")
     if problem := vocabulary.beyond({token for of in (*rows, *twins, *answers, *wrongs) for token in of}):
         raise UsageError(f"task {name!r}: {problem}")
     return Prompts(

@@ -255,7 +255,7 @@ def _problems(record: dict[str, Any], form: Form, given: dict[str, Any]) -> list
     found = [
         missing_field(column, others) if column else f"no {form.answer!r} in {form.twin!r}"
         for name, column in (("prompt", form.prompt), ("answer", form.answer), ("wrong", form.wrong))
-        if name not in record and (name == "prompt" or "prompt" in record)
+        if name not in record and (name == "prompt" or (isinstance(record.get("prompt"), str) and record["prompt"]))
     ]
     kind = int if form.kind == IDS else str
     for name, value in record.items():

@@ -26,10 +26,14 @@ def check_file(file: TaskFile, vocabulary: Vocabulary, n_ctx: int) -> TaskFile:
     dropped = sum(map(_n_words, file.examples)) - sum(map(_n_words, examples))
     file = replace(file, examples=examples, dropped=file.dropped + dropped)
     problems: dict[int, list[str]] = {}
+    seen: dict[tuple[int, ...], int] = {}
     for i, (place, example) in enumerate(zip(file.lines, file.examples, strict=True)):
         found = line_problems(vocabulary, example)
-        if (n := len(vocabulary.encode(str(example.context)))) > n_ctx:
-            found.insert(0, f"the prompt has {n} tokens and the model takes {n_ctx}")
+        row = vocabulary.encode(str(example.context))
+        if len(row) > n_ctx:
+            found.insert(0, f"the prompt has {len(row)} tokens and the model takes {n_ctx}")
+        if not found and (first := seen.setdefault(tuple(row), place)) != place:
+            found = [f"the prompt of {file.unit} {first} again, token for token"]
         if file.labels is not None and not found:
             found = _unlike_labels(vocabulary, example, file.labels[i])
         if found:
@@ -54,9 +58,14 @@ def _with_fitting_digits(vocabulary: Vocabulary, example: Example) -> Example:
 
 def line_problems(vocabulary: Vocabulary, example: Example) -> list[str]:
     """What is wrong with one line of a task file, for a tokenizer."""
-    row = vocabulary.encode(str(example.context))
+    context = str(example.context)
+    row = vocabulary.encode(context)
+    if not row:
+        return ["the prompt has no tokens"]
     if problems := _seam_problems(vocabulary, example, row):
         return problems  # what the tokenizer makes of it may well be the opposite of what helps
+    if vocabulary.unknown_in(context, row):
+        problems.append("the tokenizer does not know a part of the prompt")
     if problem := vocabulary.beyond(row):
         problems.append(problem)
     ids: dict[int, str] = {}
@@ -70,6 +79,8 @@ def line_problems(vocabulary: Vocabulary, example: Example) -> list[str]:
             if longer[:-1] != row:
                 split = _pieces(vocabulary, str(example.context), row, word, longer)
                 problems.append(f"the {kind} {word!r} is not a single token after the prompt: {split}")
+            elif vocabulary.unknown_in(word, longer[-1:]):
+                problems.append(f"the tokenizer does not know the {kind} {word!r}")
             elif problem := vocabulary.beyond(longer[-1:]):
                 problems.append(f"the {kind}: {problem}")
             elif ids.setdefault(longer[-1], word) != word:
@@ -78,6 +89,8 @@ def line_problems(vocabulary: Vocabulary, example: Example) -> list[str]:
         twin = vocabulary.encode(str(example.corrupted))
         if len(twin) != len(row):
             problems.append(f"the corrupted prompt has {len(twin)} tokens and the prompt {len(row)}")
+        elif twin == row:
+            problems.append("the corrupted prompt is the prompt itself, token for token")
         elif problem := vocabulary.beyond(twin):
             problems.append(f"the corrupted prompt: {problem}")
     return problems
@@ -92,12 +105,22 @@ def _seam_problems(vocabulary: Vocabulary, example: Example, row: Sequence[int])
         for word in (*example.answers, *example.wrongs)
         if isinstance(word, str) or not _not_next(vocabulary, str(example.context), list(row), word)
     ]
-    of_twin = [] if example.corrupted is None else [("the corrupted prompt: ", str(example.corrupted))]
-    for where, context in (("", str(example.context)), *of_twin):
+    contexts = {"prompt": str(example.context)}
+    if example.corrupted is not None:
+        contexts["corrupted"] = str(example.corrupted)
+    for column, context in contexts.items():
         for text in filter(None, texts):
-            if problem := seam_problem(context, text):
-                return [where + problem]
+            problem = seam_problem(context, text, column)
+            if problem and not _written_so(vocabulary, context, text):
+                return [problem]
     return []
+
+
+def _written_so(vocabulary: Vocabulary, context: str, word: str) -> bool:
+    """Whether a tokenizer writes the space between a prompt and a word as a token of its own, as some before digits."""
+    if context[-1] != " " or word[0].isspace():
+        return False
+    return vocabulary.encode(context + word)[:-1] == vocabulary.encode(context)
 
 
 def text_of(vocabulary: Vocabulary, row: Sequence[int], token: int) -> str:
@@ -111,7 +134,7 @@ def ids_say(file: TaskFile, vocabulary: Vocabulary) -> str:
     """What the token ids of a file's first line say in a tokenizer, for people; nothing for a file of texts."""
     if file.ids is None or not file.examples:
         return ""
-    example, size = file.examples[0], min(len(vocabulary.tokenizer), vocabulary.rows)
+    example, size = file.examples[0], min(vocabulary.size, vocabulary.rows)
     row = vocabulary.encode(str(example.context))
     said = []
     for column, words in zip(file.ids, (example.answers, example.wrongs), strict=True):
@@ -123,7 +146,7 @@ def ids_say(file: TaskFile, vocabulary: Vocabulary) -> str:
 
 def _not_next(vocabulary: Vocabulary, context: str, row: list[int], token: int) -> str | None:
     """Why a token id cannot be what the tokenizer writes after a prompt, or None if it can."""
-    size = len(vocabulary.tokenizer)
+    size = vocabulary.size
     if token >= min(size, vocabulary.rows):
         return (
             f"is none of this model's: its tokenizer has {size} tokens and its embedding {vocabulary.rows} rows; are "
@@ -155,8 +178,9 @@ def _pieces(vocabulary: Vocabulary, context: str, row: list[int], word: str, lon
     start = next((i for i, (a, b) in enumerate(zip(row, longer, strict=False)) if a != b), min(len(row), len(longer)))
     pieces = " ".join(repr(vocabulary.tokenizer.decode([token])) for token in longer[start:])
     spaced = f" {word}"
-    if not word.startswith(" ") and vocabulary.encode(context + spaced)[:-1] == row:
+    sensible = not word[0].isspace() and not context[-1].isspace() and context[-1] not in "'’"
+    if sensible and vocabulary.encode(context + spaced)[:-1] == row:
         return f"{pieces}. With a space before it, {spaced!r}, it is"
     if start < len(row):
-        return f"{pieces}. It melts into the prompt's last word"
+        return f"{pieces}. The tokenizer joins it with the prompt's end"
     return pieces

@@ -210,6 +210,8 @@ def as_list(value: Any) -> list[Any]:
 def read_cell(cell: Any, kind: type, of: Any = (str, int)) -> Any:
     """A cell that holds a list, of some types, or a record, as JSON or as Python writes it; any other as it is."""
     if isinstance(cell, str) and len(cell) <= LONGEST_CELL and cell.lstrip()[:1] == ("[" if kind is list else "{"):
+        if re.search(r"""['"]\s+['"][^,\]]""", cell):  # as numpy prints a list, which Python would read as one text
+            return cell
         for read in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 found = read(cell.strip())
@@ -221,9 +223,13 @@ def read_cell(cell: Any, kind: type, of: Any = (str, int)) -> Any:
 def _spaced(word: str, prompt: str) -> str:
     """A word as it goes on from a prompt: with a space before it, unless it goes on with a number or a quotation."""
     before = prompt[-1]
-    if word[:1].isspace() or before.isspace() or before in "\"'“‘([{" or (before.isdigit() and word.isdigit()):
-        return word
-    return f" {word}"
+    goes_on = before.isspace() or before in "“‘([{" or _opens(prompt) or (before.isdigit() and word.isdigit())
+    return word if goes_on or word[:1].isspace() else f" {word}"
+
+
+def _opens(prompt: str) -> bool:
+    """Whether a prompt ends in a quotation mark that begins a quotation."""
+    return prompt[-1] in "\"'" and prompt.count(prompt[-1]) % 2 == 1
 
 
 def _id(value: Any, column: str) -> int:

@@ -15,32 +15,36 @@ UNSPACED = (
 LINE_ENDS = "\n\r\t"  # invisible, and what a prompt may well end in
 
 
-def seam_problem(prompt: str, word: str) -> str | None:
+def seam_problem(prompt: str, word: str, column: str = "prompt") -> str | None:
     """What is wrong where a prompt ends and a word begins, and what to write instead; None if nothing is.
 
     Refused: a letter after a letter, in scripts that put spaces between words; a space after a space, or at the
     prompt's end; and characters that nobody sees.
 
     :param word: an answer or a wrong one; neither it nor the prompt is empty.
+    :param column: where the prompt stands, "corrupted" for a twin.
     """
     before, after = prompt[-1], word[0]
-    for place, character in (("the prompt ends in", before), (f"{word!r} begins with", after)):
+    what = "prompt" if column == "prompt" else f"{column} prompt"
+    for place, character in ((f"the {what} ends in", before), (f"{word!r} begins with", after)):
         if _hidden(character):
             return f'{place} {_named(character)}, which nobody sees: take it out, or add "join": true to the line'
-    if before.isspace() and before not in LINE_ENDS:
-        moved = word if after.isspace() else f" {word}"
+    indented = prompt.rstrip(" ")[-1:] in ("\n", "")  # code: the last space belongs to the word, the others do not
+    if before.isspace() and before not in LINE_ENDS and not (indented and after == " "):
+        moved = word if after.isspace() else before + word
         return (
-            f"the prompt ends in {_named(before)}; the space belongs to the answer: write "
-            f'"prompt": {_tail(prompt.rstrip())} and {json.dumps(moved, ensure_ascii=False)}'
+            f"the {what} ends in {_named(before)}; the space belongs to the answer: write "
+            f'"{column}": {_tail(prompt[:-1])} and {json.dumps(moved, ensure_ascii=False)}'
         )
-    if before.isspace() and after.isspace() and word.strip():
+    if before in LINE_ENDS and after.isspace() and word.strip():
         return (
-            f"the prompt ends in {_named(before)} and {word!r} begins with {_named(after)}: write "
+            f"the {what} ends in {_named(before)} and {word!r} begins with {_named(after)}: write "
             f"{json.dumps(word.lstrip(), ensure_ascii=False)}"
         )
-    if _spaced_letter(before) and _spaced_letter(after):
+    last = _base(prompt)
+    if _spaced_letter(last) and _spaced_letter(after):
         return (
-            f"there is no space between the prompt's last letter {before!r} and {word!r}: write "
+            f"there is no space between the {what}'s last letter {last!r} and {word!r}: write "
             f'{json.dumps(" " + word, ensure_ascii=False)}, or add "join": true to the line if it completes a word'
         )
     return None
@@ -57,19 +61,25 @@ def line_end(prompt: str) -> str | None:
 
 
 def _spaced_letter(character: str) -> bool:
-    """Whether it is a letter, or a mark on one, of a script with spaces between words."""
-    return unicodedata.category(character)[0] in "LM" and not unicodedata.name(character, "").startswith(UNSPACED)
+    """Whether it is a letter of a script with spaces between words."""
+    return unicodedata.category(character)[0] == "L" and not unicodedata.name(character, "").startswith(UNSPACED)
+
+
+def _base(prompt: str) -> str:
+    """The last character that is no mark on another, such as an accent, or what makes a picture of a sign."""
+    return next((c for c in reversed(prompt) if unicodedata.category(c)[0] != "M"), prompt[-1])
 
 
 def _hidden(character: str) -> bool:
     """Whether it is a control or format character, such as a zero-width space."""
-    return unicodedata.category(character) in ("Cc", "Cf") and not character.isspace()
+    seen = unicodedata.name(character, "").startswith(("ARABIC ", "SYRIAC ", "KAITHI ", "TAG ", "CANCEL TAG"))
+    return unicodedata.category(character) in ("Cc", "Cf") and not character.isspace() and not seen
 
 
 def _named(character: str) -> str:
     usual = {" ": "a space", "\n": "a newline", "\t": "a tab"}
     name = unicodedata.name(character, "control character").lower()
-    return usual.get(character, f"a {name} (U+{ord(character):04X})")
+    return usual.get(character, f"{'an' if name[0] in 'aeiou' else 'a'} {name} (U+{ord(character):04X})")
 
 
 def _tail(prompt: str, most: int = 40) -> str:

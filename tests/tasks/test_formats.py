@@ -19,6 +19,7 @@ from mechrl.models import MINI
 from mechrl.tasks import EVALUATION, TRAIN, Vocabulary, read_task_file
 from mechrl.tasks.base import tokenize
 from mechrl.tasks.fitting import check_file, ids_say
+from mechrl.tasks.forms import read_cell
 
 NAMES = ("Mary", "John", "Tom", "Kate", "Anna", "Paul", "Laura", "David")
 PLACES = ("hill", "river", "barn", "camp")
@@ -468,3 +469,9 @@ def test_names_are_given_for_all_files_or_none(call, tmp_path, monkeypatch):
 def test_the_files_own_split_is_read_in_any_form(tmp_path):
     rows = "clean,corrupted,label,corrupted_label,split\na,b,c,d,train\ne,f,g,h,evaluation\n"
     assert read(tmp_path / "t.csv", rows).split.tolist() == [TRAIN, EVALUATION]
+
+
+def test_a_list_as_numpy_prints_it_is_not_glued_together():
+    """Python reads two texts with nothing but a space between them as one."""
+    assert read_cell("['5' '6']", list) == "['5' '6']"
+    assert read_cell("[' ', 'a']", list) == [" ", "a"]

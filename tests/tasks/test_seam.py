@@ -32,6 +32,8 @@ TO = "John gave a drink to"
         (f"{TO}\N{ZERO WIDTH SPACE}", "Mary", r"a zero width space \(U\+200B\), which nobody sees"),
         (f"{TO}\N{SOFT HYPHEN}", "Mary", r"soft hyphen \(U\+00AD\)"),
         (TO, "\N{ZERO WIDTH NO-BREAK SPACE}Mary", r"begins with a zero width no-break space \(U\+FEFF\)"),
+        ("Bonjour\N{NO-BREAK SPACE}", "!", 'write "prompt": "Bonjour" and "\N{NO-BREAK SPACE}!"'),
+        ("def f(x):\n    ", "return", r'"prompt": "def f\(x\):\\n   " and " return"'),
         (f"{TO}\0", "Mary", r"control character \(U\+0000\)"),
     ],
 )
@@ -57,10 +59,20 @@ def test_a_seam_that_nobody_would_write_is_refused_with_what_to_write(prompt, wo
         ("the end", "."),
         ("the end.", "\n"),
         ("name=", "Mary"),
+        ("def f(x):\n   ", " return"),  # indented, and a word with its space
+        ("I \N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}", "you"),
+        ("The verse ends \N{ARABIC END OF AYAH}", "."),
     ],
 )
 def test_a_seam_that_people_write_is_sound(prompt, word):
     assert seam_problem(prompt, word) is None
+
+
+def test_a_twin_is_told_of_as_what_it_is():
+    found = seam_problem(f"{TO} ", " Mary", "corrupted")
+    assert found is not None
+    assert found.startswith("the corrupted prompt ends in a space")
+    assert '"corrupted": "John gave a drink to"' in found
 
 
 def test_the_other_spelling_has_the_space_that_this_one_lacks():

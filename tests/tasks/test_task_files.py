@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers import normalizers
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mechrl.errors import UsageError
 from mechrl.models import MINI
-from mechrl.tasks import EVALUATION, TASKS, TRAIN, Vocabulary, read_task_file
+from mechrl.tasks import EVALUATION, TASKS, TRAIN, Vocabulary, generate, read_task_file
 from mechrl.tasks.files import SHOWN, arrange, fitting_batch_size
 from mechrl.tasks.fitting import check_file
 
@@ -86,6 +87,11 @@ def test_what_only_some_lines_have_is_missed_in_the_others(tmp_path):
     [
         ({"answer": "Mary"}, "no space between the prompt's last letter 'o' and 'Mary': write \" Mary\""),
         ({"answer": "Mary", "join": True}, "With a space before it, ' Mary', it is"),
+        ({"prompt": "<|endoftext|>" + record(0)["prompt"]}, "the prompt of line 1 again, token for token"),
+        (
+            {"corrupted": "<|endoftext|>" + record(2)["prompt"]},
+            "the corrupted prompt is the prompt itself, token for token",
+        ),
         ({"wrong": " Zanzibar"}, r"the wrong ' Zanzibar' is not a single token after the prompt: .*'Z' 'a' 'n'"),
         ({"corrupted": "Laura met"}, "the corrupted prompt has 3 tokens and the prompt 12"),
         ({"prompt": "the " * 80 + "to"}, "the prompt has 8. tokens and the model takes 64"),
@@ -221,3 +227,30 @@ def test_too_few_prompts_name_a_batch_size_that_fits(tmp_path, vocabulary):
     with pytest.raises(UsageError, match="use --batch-size 4"):
         arrange(file, vocabulary, 32)
     assert len(arrange(file, vocabulary, 4)) == 20
+
+
+def word_level(words: list[str], unknown: bool = True) -> Vocabulary:
+    """A tokenizer of whole words, with gaps between its ids."""
+    ids = {word: 5 * i for i, word in enumerate((["[UNK]"] if unknown else []) + words)}
+    backend = Tokenizer(WordLevel(ids, unk_token="[UNK]" if unknown else None))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_what_a_tokenizer_does_not_know_is_no_answer_and_no_filler(tmp_path):
+    vocabulary = word_level(["the", "cat", "dog", "saw"])
+    assert vocabulary.size == vocabulary.rows == 21
+    assert vocabulary.single(" Zanzibar") is None
+    given = [
+        {"prompt": f"the {a} saw the", "answer": f" {b}", "wrong": " saw"} for a, b in (("cat", "dog"), ("dog", "cat"))
+    ]
+    assert len(check_file(read_task_file(write(tmp_path / "t.jsonl", given)), vocabulary, 64)) == 2
+    for change, message in (
+        ({"answer": " Zanzibar"}, "the tokenizer does not know the answer ' Zanzibar'"),
+        ({"prompt": "Laura saw the"}, "the tokenizer does not know a part of the prompt"),
+        ({"prompt": " "}, "the prompt has no tokens"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_file(read_task_file(write(tmp_path / "t.jsonl", [given[0], {**given[1], **change}])), vocabulary, 64)
+    with pytest.raises(UsageError, match="only 0 of its"):
+        generate(TASKS["ioi"], vocabulary, 4, TRAIN)
