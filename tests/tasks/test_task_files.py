@@ -254,3 +254,19 @@ def test_what_a_tokenizer_does_not_know_is_no_answer_and_no_filler(tmp_path):
             check_file(read_task_file(write(tmp_path / "t.jsonl", [given[0], {**given[1], **change}])), vocabulary, 64)
     with pytest.raises(UsageError, match="only 0 of its"):
         generate(TASKS["ioi"], vocabulary, 4, TRAIN)
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named_with_its_line(tmp_path, vocabulary):
+    """As after a token was added to the tokenizer and not to the model."""
+    lines = [record(i) for i in range(4)]
+    ids = {name: vocabulary.encode(f"to {name}")[-1] for name in ("Mary", "John", "Tom", "Kate")}
+    fewer = Vocabulary(vocabulary.tokenizer, rows=max(ids.values()))
+    missing = max(ids, key=ids.__getitem__)
+    place = 1 + [line["answer"] for line in lines].index(f" {missing}")
+    with pytest.raises(
+        UsageError, match=rf"line {place}: .*the token ' {missing}' has id {ids[missing]}, and the model's"
+    ):
+        check_file(read_task_file(write(tmp_path / "t.jsonl", lines)), fewer, 64)
+    only_answer = [{"prompt": "Laura gave the ring to", "answer": f" {missing}", "wrong": " the"}]
+    with pytest.raises(UsageError, match=rf"line 1: the answer: the token ' {missing}' has id"):
+        check_file(read_task_file(write(tmp_path / "t.jsonl", only_answer)), fewer, 64)
