@@ -22,7 +22,7 @@ from mechrl.models.folder import find_folder
 from mechrl.models.model import Model
 from mechrl.models.probe import check_resumable, check_sweepable, constant_parts, head_outputs, probe
 from mechrl.models.regimes import Regimes
-from mechrl.models.tokenizer import load_tokenizer, tokenizer_sha256
+from mechrl.models.tokenizer import load_tokenizer, silent, tokenizer_sha256
 from mechrl.vocabulary import Vocabulary
 
 # Of a config's entries, those that change nothing the sweep computes.
@@ -65,12 +65,12 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
             tokens, logits = probe(name, hf)
             sha256 = _weights_sha256(hf)
         of_lens = f"TransformerLens {version('transformer-lens')}"
-        with refused(f"{name!r} cannot be swept: {of_lens} cannot take apart models of type {kind}"):
+        with silent(), refused(f"{name!r} cannot be swept: {of_lens} cannot take apart models of type {kind}"):
             TransformerBridge = _bridge_class()
             bridge = TransformerBridge.boot_transformers(
                 str(folder),
                 hf_model=hf,
-                tokenizer=copy.deepcopy(tokenizer),  # where there is no BOS, it makes one of EOS
+                tokenizer=_for_lens(tokenizer, folder),
                 device=device,
                 dtype=torch.float32,
                 trust_remote_code=False,
@@ -128,6 +128,16 @@ def _bridge_class() -> Any:
 
     source.load_modality_processor = lambda *_, **__: None
     return TransformerBridge
+
+
+def _for_lens(tokenizer: Any, folder: Path) -> Any:
+    """A copy for TransformerLens, which nothing here asks: it makes a BOS of EOS where there is none.
+
+    Unless the copy says that it adds BOS, TransformerLens loads one that does from the folder, and would run its code.
+    """
+    own = copy.deepcopy(tokenizer)
+    own.init_kwargs |= {"name_or_path": str(folder), "add_bos_token": True}
+    return own
 
 
 def _load_weights(name: str, folder: Path) -> Any:

@@ -16,6 +16,7 @@ from mechrl.errors import UsageError, refused
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 FILES = ("tokenizer.*", "vocab*", "merges.txt", "*.model", "tekken.json")
 MOST_IDS = 2**24
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 SECONDS = 5  # for all samples, which take milliseconds
 # What pre-tokenizers treat differently: spaces, digits, newlines, letters beyond ASCII, punctuation, other scripts.
 SAMPLES = (
@@ -35,7 +36,7 @@ def load_tokenizer(name: str, folder: Path) -> Any:
     :raises UsageError: there is none, or none that splits text as the file says.
     """
     from tokenizers import Tokenizer
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     if not any(any(folder.glob(pattern)) for pattern in FILES):  # else some classes begin empty
         raise UsageError(f"{name}: no tokenizer files there, such as tokenizer.json; save the tokenizer too")
@@ -43,18 +44,19 @@ def load_tokenizer(name: str, folder: Path) -> Any:
     file = folder / "tokenizer.json"
     expected = None
     if file.is_file():
-        with _silent(), refused(f"{name}: tokenizer.json is damaged, or not one that tokenizers reads"):
+        with silent(), refused(f"{name}: tokenizer.json is damaged, or not one that tokenizers reads"):
             of_file = Tokenizer.from_file(str(file))
             _check_ids(name, of_file.get_vocab())
             of_file.no_truncation()
             of_file.no_padding()
             expected = _split(name, lambda text: of_file.encode_batch([text], add_special_tokens=False)[0].ids)
     failed: UsageError | None = None
-    for kind in (AutoTokenizer, PreTrainedTokenizerFast):
+    for make in (partial(AutoTokenizer.from_pretrained, trust_remote_code=False), _plain):
         try:
-            with _silent(), refused(f"{name}: transformers cannot make a tokenizer of the folder's {_named(folder)}"):
-                tokenizer = kind.from_pretrained(folder, trust_remote_code=False)
+            with silent(), refused(f"{name}: transformers cannot make a tokenizer of the folder's {_named(folder)}"):
+                tokenizer = make(folder)
                 found = _split(name, partial(_ids, tokenizer))
+                _split(name, partial(_ids, tokenizer, special=True))  # which TransformerLens asks for
         except UsageError as error:
             if expected is None:
                 raise
@@ -103,8 +105,30 @@ def _check_class(name: str, folder: Path) -> None:
             raise UsageError(f"{name}: {settings} names {wanted!r:.60} as its tokenizer class, which is none")
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer([text], add_special_tokens=False)["input_ids"][0])
+def _plain(folder: Path) -> Any:
+    """A tokenizer of tokenizer.json and of which tokens are special, and nothing else of the folder.
+
+    Not by its `from_pretrained`, which runs what an `auto_map` names.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    file = str(folder / "tokenizer.json")
+    known = {token.content for token in Tokenizer.from_file(file).get_added_tokens_decoder().values() if token.special}
+    special = {}
+    for settings in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / settings).is_file():
+            found = json.loads((folder / settings).read_bytes())
+            for kind in SPECIAL:
+                token = found.get(kind)
+                token = token.get("content") if isinstance(token, dict) else token
+                if isinstance(token, str) and token in known:
+                    special[kind] = token
+    return PreTrainedTokenizerFast(tokenizer_file=file, **special)
+
+
+def _ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+    return list(tokenizer([text], add_special_tokens=special)["input_ids"][0])
 
 
 def _split(name: str, encode: Callable[[str], list[int]]) -> list[list[int] | None]:
@@ -165,7 +189,7 @@ def _named(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keeps from the user what libraries in Rust write past Python, such as the trace of a panic."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()

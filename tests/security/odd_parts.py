@@ -579,7 +579,7 @@ TOKENIZERS = {
             ("__builtins__", ANY),
             ("utils", REFUSED),
             ("MistralCommonBackend", REFUSED),
-            ("BertJapaneseTokenizer", REFUSED),
+            ("BertJapaneseTokenizer", ANY),
             ("CanineTokenizer", ANY),
             ("ByT5Tokenizer", ANY),
             ("GPT2Tokenizer", ANY),
