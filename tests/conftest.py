@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import SMALL
 
-from mechrl.cache.build import build
+from mechrl.building.build import build
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
 from mechrl.models import Model, load_model

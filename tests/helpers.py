@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from mechrl.ablation import FEATURES, MEASURES
-from mechrl.cache.build import BuildSettings
-from mechrl.cache.files import write_content
+from mechrl.building.build import BuildSettings
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
+from mechrl.cache.storage import write_content
 from mechrl.models import MINI
 
 SIZES = {

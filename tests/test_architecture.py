@@ -8,7 +8,10 @@ import pytest
 import mechrl
 
 PACKAGE = Path(mechrl.__file__).parent
-ORDER = ["errors", "vocabulary", "models", "tasks", "ablation", "cache", "envs", "agents", "verify", "report", "cli"]
+ORDER = [
+    "errors", "vocabulary", "intervals", "score", "models", "tasks", "ablation", "cache", "building", "envs", "search",
+    "verification", "reporting", "api", "cli",
+]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

@@ -14,15 +14,15 @@ from helpers import ARCHITECTURES, WINDOW, hub_cache, randomize, save
 from numpy.random import RandomState
 from transformers import AutoModelForCausalLM
 
-from mechrl.cache.build import BuildSettings, build
+from mechrl.building.build import BuildSettings, build
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.train import train as train_command
 from mechrl.cli.verify import verify as verify_command
 from mechrl.errors import UsageError
 from mechrl.models import Model, load_model
-from mechrl.tasks.files import read_task_file
 from mechrl.tasks.prose import prose
+from mechrl.tasks.task_file import read_task_file
 
 SIZES = ("--batches", 4, "--batch-size", 4, "--device", "cpu", "--threads", 1)
 SWEPT = [name for name, family in FAMILIES.items() if not family.refused]

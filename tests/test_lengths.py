@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mechrl.ablation import reference
 from mechrl.ablation.self_check import check_logits, self_check
 from mechrl.ablation.sweep import Sweep
-from mechrl.cache.check import clean_measures
+from mechrl.building.check import clean_measures
 from mechrl.errors import UsageError
 from mechrl.models import check_length, load_model
 from mechrl.models.probe import PROBE_TOKENS

@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from mechrl.cache.files import manifest_path
+from mechrl.cache.storage import manifest_path
 
 README = Path(__file__).parents[1] / "README.md"
 

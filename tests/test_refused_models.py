@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from transformer_lens.model_bridge.bridge_core import BridgeCore
 
-from mechrl.cache.build import BuildSettings, build
+from mechrl.building.build import BuildSettings, build
 from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import MachineError, UsageError
 from mechrl.models import load_model
@@ -160,7 +160,7 @@ def test_what_fails_within_a_sweep_is_a_reason_and_no_traceback(mini, tmp_path, 
     def broken(sweep, prompts, expected, arithmetic, replacement):
         raise IndexError("index 16 is out of bounds")
 
-    monkeypatch.setattr("mechrl.cache.worker.self_check", broken)
+    monkeypatch.setattr("mechrl.building.worker.self_check", broken)
     with pytest.raises(MachineError, match="'mini' cannot be swept: index 16 is out of bounds"):
         build(mini, BuildSettings(("ioi",), 3, 2, 3), tmp_path / "x.h5")
 

@@ -13,8 +13,8 @@ from helpers import table_cache
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import reproduce_paper
 
-from mechrl.agents.ppo import make_policy
-from mechrl.report import published
+from mechrl.reporting import published
+from mechrl.search.ppo.training import make_policy
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,15 +22,15 @@ import click
 import numpy as np
 import torch
 
-from mechrl.agents.orders import own_order
-from mechrl.agents.ppo import PRESETS, Preset, log_evaluation, train
-from mechrl.agents.problem import Problem
-from mechrl.agents.protocol import evaluate
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.envs.vec import HeadVecEnv
+from mechrl.search.methods.orders import own_order
+from mechrl.search.ppo.training import PRESETS, Preset, log_evaluation, train
+from mechrl.search.problem import Problem
+from mechrl.search.protocol import evaluate
 
 N_SITES, TASKS, ASKED = 144, ["induction", "ioi"], 0.99
 WIDE = (256, 256)  # the paper's layers

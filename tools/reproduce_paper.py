@@ -7,15 +7,15 @@ from pathlib import Path
 
 import click
 
-from mechrl.agents.checkpoint import CheckpointNote, load_checkpoint
-from mechrl.agents.orders import random_order, static_order
-from mechrl.agents.policy_search import policy_search
-from mechrl.agents.problem import Problem
-from mechrl.agents.protocol import Evaluation, evaluate
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import top_heads
 from mechrl.cli import app
-from mechrl.report import published
+from mechrl.reporting import published
+from mechrl.search.methods.orders import random_order, static_order
+from mechrl.search.ppo.checkpoint import CheckpointNote, load_checkpoint
+from mechrl.search.ppo.policy_search import policy_search
+from mechrl.search.problem import Problem
+from mechrl.search.protocol import Evaluation, evaluate
 
 PICKS = (1, 3, 5, 10, 25, 50)
 

@@ -1,6 +1,6 @@
 """Ablating heads: what replaces them, the fast sweep, the slow reference, an estimate by gradients."""
 
-from mechrl.ablation.kinds import Ablation
+from mechrl.ablation.replacement import Ablation
 
 MEASURES = ("logit_diff", "logprob", "kl", "top1", "prob_diff")  # each is defined in `ablation.measures.measure`
 # What an intact head looks like on a prompt; each is defined in `ablation.attribution.head_features`.

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from mechrl.cache.intervals import LEVEL
 from mechrl.cache.reader import Cache
-from mechrl.cache.top import Estimate, top_heads
+from mechrl.cache.top import top_heads
 from mechrl.errors import UsageError, unknown_name
+from mechrl.intervals import LEVEL, Estimate
 
 FORMATS = ("csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens")
 TABLES = ("csv", "parquet")  # of any number of tasks; the other formats are of one

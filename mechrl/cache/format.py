@@ -19,6 +19,7 @@ from mechrl.errors import FileError
 FORMAT, VERSION = "mechrl-cache", 1
 FROM_FILE = "file"  # the `generator` of a task that has none but a user's file
 UNKNOWN = "unknown"  # what an imported cache says of a model and an ablation that its table says nothing about
+PAIRS = "pairs"  # the name of the sets of two heads
 LEAST_EPISODES = 3  # one of training and two of evaluation
 NAME = r"[A-Za-z0-9_.-]+"
 MEASURE = f"(?:{'|'.join(MEASURES)})"
@@ -244,3 +245,8 @@ def _check_split(split: np.ndarray, batch_size: int, place: str) -> None:
         raise FileError(f"{place}: the split does not go by whole batches of {batch_size}, training first")
     if train < batch_size or len(split) - train < 2 * batch_size:
         raise FileError(f"{place}: needs one training and two evaluation batches at least")
+
+
+def pair_sites(n_sites: int) -> np.ndarray:
+    """Every pair of sites, int32 [set, 2], the lower one first: `/sets/pairs/sites`."""
+    return np.stack(np.triu_indices(n_sites, 1), axis=1).astype(np.int32)

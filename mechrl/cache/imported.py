@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import mechrl
-from mechrl.cache.files import write_content
 from mechrl.cache.format import LARGEST, LEAST_EPISODES, UNKNOWN, Content
+from mechrl.cache.storage import write_content
 from mechrl.errors import FileError, UsageError
 
 HEAD = re.compile(r"(0|[1-9][0-9]{0,4})\.(0|[1-9][0-9]{0,4})")

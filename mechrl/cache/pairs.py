@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
-from mechrl.cache.top import Estimate
 from mechrl.errors import UsageError
+from mechrl.intervals import Estimate, bootstrap_means, interval
+from mechrl.score import best_first
 from mechrl.tasks import TRAIN
 
 
@@ -37,7 +37,7 @@ def top_pairs(cache: Cache, task: str, n: int = 10) -> list[Pair]:
     damage, group, train = cache.damage(task), cache.prompts(task).group, cache.in_split(task, TRAIN)
     interaction = joint[train].mean(0) - damage[train].mean(0)[sites].sum(1)
     joint, damage, group = joint[~train], damage[~train], group[~train]
-    order = np.argsort(-np.abs(interaction), kind="stable")[:n]
+    order = best_first(np.abs(interaction))[:n]
     columns = {"joint": joint[:, order], "summed": damage[:, sites[order]].sum(2)}
     columns["interaction"] = columns["joint"] - columns["summed"]
     ends = {
@@ -45,6 +45,6 @@ def top_pairs(cache: Cache, task: str, n: int = 10) -> list[Pair]:
         for name, values in columns.items()
     }
     return [
-        Pair([cache.head(int(site)) for site in sites[which]], **{name: tuple(of[i]) for name, of in ends.items()})
+        Pair([cache.head(int(site)) for site in sites[which]], **{name: Estimate(*of[i]) for name, of in ends.items()})
         for i, which in enumerate(order)
     ]

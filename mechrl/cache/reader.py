@@ -1,22 +1,19 @@
 """`Cache`: a cache in memory, as everything after the build sees it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mechrl.ablation import FEATURES, ROLES, Ablation
-from mechrl.ablation.replacement import Replacements
-from mechrl.cache.files import read_content
 from mechrl.cache.format import Content, check_content
+from mechrl.cache.storage import read_content
 from mechrl.errors import FileError, MachineError, UsageError, unknown_name
+from mechrl.score import score
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts
-
-if TYPE_CHECKING:
-    from mechrl.cache.top import TopHead
 
 
 @dataclass(frozen=True)
@@ -52,44 +49,6 @@ class Cache:
         except FileError as error:
             raise FileError(f"{path}: {error}") from error
         return cls(Path(path), content)
-
-    @classmethod
-    def build(
-        cls,
-        model: str = "mini",
-        tasks: str | Path | Sequence[str | Path] = ("induction", "ioi", "docstring"),
-        *,
-        out: str | Path,
-        control_text: str | Path | None = None,
-        revision: str = "",
-        device: str = "auto",
-        **settings: Any,
-    ) -> "Cache":
-        """Ablate every head on every prompt, write the cache to `out`, and open it.
-
-        :param model: `mini`, a folder, or a name on the hub.
-        :param tasks: names of built-in tasks, and paths of files with tasks of your own, see `mechrl.tasks.files`.
-        :param control_text: a text file; by default WikiText-2, for `mini` generated prose.
-        :param settings: of `mechrl.cache.build.BuildSettings`: batches, batch_size, control_batches, ablation, seed,
-            dtype, tf32.
-        :raises UsageError: an unknown name, a task that does not fit the model, a file with mistakes.
-        :raises MachineError: no network, no memory, no disk, or a model that cannot be swept correctly.
-        :raises FileError: an unfinished build of the same file has other settings.
-        """
-        from mechrl.cache.build import BuildSettings, build
-        from mechrl.models import load_model
-        from mechrl.tasks.control import read_control
-        from mechrl.tasks.files import fitting_batch_size, read_task_file
-        from mechrl.tasks.records import ENDINGS
-
-        tasks = [tasks] if isinstance(tasks, str | Path) else tasks
-        paths = [Path(task) for task in tasks if str(task).lower().endswith(ENDINGS)]
-        own = tuple(read_task_file(path, taken=sorted(TASKS)) for path in paths)
-        names = tuple(str(task) for task in tasks if not str(task).lower().endswith(ENDINGS))
-        source, text = read_control(None if control_text is None else Path(control_text), generated=model == "mini")
-        settings = {"batch_size": fitting_batch_size(own), **settings}
-        wanted = BuildSettings(tasks=names, files=own, control_source=source, **settings)
-        return cls.open(build(load_model(model, device=device, revision=revision), wanted, Path(out), text))
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -279,23 +238,13 @@ class Cache:
             return np.zeros_like(self.batch_damage(self.tasks[0], split))
         return self._batch_means(self.control_damage[self.in_split(None, split)])
 
-    def top(self, task: str, n: int = 10, by: str = "score", control_weight: float = 1.0) -> "list[TopHead]":
-        """The `n` heads that matter most, with 95 % intervals; see `mechrl.cache.top.top_heads`.
-
-        :param by: score, damage or abs (the absolute score).
-        :raises UsageError: the cache has no such task.
-        """
-        from mechrl.cache.top import top_heads
-
-        return top_heads(self, task, by, n, control_weight)
-
     def scores(self, task: str, split: int = EVALUATION, control_weight: float = 1.0) -> np.ndarray:
         """Mean score of each head over a split, [site]: damage minus `control_weight` × control damage.
 
         :raises UsageError: the cache has no such task, or is imported and the weight is not 1.
         """
         self.check_control_weight(control_weight)
-        return self.batch_damage(task, split).mean(0) - np.float32(control_weight) * self.batch_control(split).mean(0)
+        return score(self.batch_damage(task, split).mean(0), self.batch_control(split).mean(0), control_weight)
 
     def answer_overlap(self, task: str) -> tuple[int, int]:
         """How many of the evaluation prompts' answers are answers in training too, and of how many."""
@@ -303,20 +252,19 @@ class Cache:
         train, evaluation = (set(prompts.answers[prompts.split == s].ravel()) - {-1} for s in (TRAIN, EVALUATION))
         return len(train & evaluation), len(evaluation)
 
-    def replacements(self, sweep: Any) -> Replacements:
-        """What this cache's ablation puts in place of the heads' outputs.
+    @property
+    def ablation(self) -> Ablation:
+        """What was put in place of the heads' outputs.
 
-        :param sweep: an `ablation.sweep.Sweep` of the cache's model.
         :raises FileError: the cache is of an ablation that this mechrl does not know.
+        :raises MachineError: the cache is imported, and does not say.
         """
         self.check_replayable()
         name = self.attributes["ablation"]
         try:
-            kind = Ablation(name)
+            return Ablation(name)
         except ValueError as error:
             raise FileError(f"{self.path}: this mechrl knows no ablation {name!r}") from error
-        arrays = self.content.arrays
-        return Replacements(kind, sweep, arrays["/control/tokens"], arrays["/control/split"], self.attributes["seed"])
 
     def _batch_means(self, rows: np.ndarray) -> np.ndarray:
         return rows.reshape(-1, self.batch_size, self.n_sites).mean(1)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mechrl.cache.intervals import bootstrap_means, interval
 from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError, unknown_name
+from mechrl.intervals import Estimate, bootstrap_means, interval
+from mechrl.score import best_first, rank, score
 
-Estimate = tuple[float, float, float]  # mean, and the lower and upper end of its 95 % interval
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # control weights at which ranks are shown
 ROLE = 0.4  # the score from which on a head is said to have a role
 GENERAL = "general"
@@ -46,7 +46,7 @@ class TopHead:
     roles: dict[str, float]
 
 
-def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_weight: float = 1.0) -> list[TopHead]:
+def top_heads(cache: Cache, task: str, n: int = 10, by: str = "score", control_weight: float = 1.0) -> list[TopHead]:
     """The `n` heads with the largest score, damage, or absolute score (`by`: score, damage or abs).
 
     :raises UsageError: the cache has no such task, or there is no such order; it is imported, and the order is by
@@ -62,7 +62,7 @@ def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_w
     columns = {
         "damage": (means, drawn),
         "control": (control_means, control_drawn),
-        "score": (means - control_weight * control_means, drawn - control_weight * control_drawn),
+        "score": (score(means, control_means, control_weight), score(drawn, control_drawn, control_weight)),
     }
     if direct is not None:
         columns["direct"] = direct.mean(0), bootstrap_means(direct, group)
@@ -75,13 +75,13 @@ def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_w
             drawn - np.mean(resampled, axis=0),
         )
     ends = {name: (mean, *interval(resampled)) for name, (mean, resampled) in columns.items()}
-    score = columns["score"][0]
-    ranks = np.stack([rank(means - weight * control_means) for weight in WEIGHTS], axis=1)
+    scores = columns["score"][0]
+    ranks = np.stack([rank(score(means, control_means, weight)) for weight in WEIGHTS], axis=1)
     moved = np.ptp(ranks, axis=1) > cache.n_sites / 10
     general = general_heads(*([of(name).mean(0) for name in cache.tasks] for of in (cache.damage, cache.clean)))
 
     def at(name: str, site: int) -> Estimate | None:
-        return tuple(float(column[site]) for column in ends[name]) if name in ends else None  # type: ignore[return-value]
+        return Estimate(*(float(column[site]) for column in ends[name])) if name in ends else None
 
     return [
         TopHead(
@@ -91,7 +91,7 @@ def top_heads(cache: Cache, task: str, by: str = "score", n: int = 10, control_w
             marks=[GENERAL] * bool(general[site]) + [DEPENDS] * bool(moved[site]),
             roles=_roles(cache, site),
         )
-        for site in _first(by, n, {"score": score, "damage": means, "abs": np.abs(score)})
+        for site in _first(by, n, {"score": scores, "damage": means, "abs": np.abs(scores)})
     ]
 
 
@@ -104,7 +104,7 @@ def _top_of_import(cache: Cache, task: str, by: str, n: int) -> list[TopHead]:
     return [
         TopHead(
             head=cache.head(site),
-            score=(float(mean[site]), float(low[site]), float(high[site])),
+            score=Estimate(float(mean[site]), float(low[site]), float(high[site])),
             **dict.fromkeys(("damage", "control", "direct", "indirect", "specificity")),
             ranks=[int(ranks[site])],
             marks=[],
@@ -123,14 +123,7 @@ def _first(by: str, n: int, keys: Mapping[str, np.ndarray]) -> list[int]:
     """The `n` sites with the largest key."""
     if by not in keys:
         raise unknown_name("order", by, list(keys))
-    return np.argsort(-keys[by], kind="stable")[:n].tolist()
-
-
-def rank(values: np.ndarray) -> np.ndarray:
-    """The place of each head by value, int [site], 1 being the largest."""
-    ranks = np.empty(len(values), int)
-    ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-    return ranks
+    return best_first(keys[by])[:n].tolist()
 
 
 def general_heads(damage: Sequence[np.ndarray], clean: Sequence[float]) -> np.ndarray:

@@ -36,16 +36,16 @@ def bench(
     for path in (plugin, checkpoint):
         if path is not None and not path.is_file():
             raise click.UsageError(f"{path}: no such file")
-    from mechrl.agents.bench import bench as run_bench
-    from mechrl.agents.methods import all_methods
-    from mechrl.agents.problem import TRACKS
+    from mechrl.search.bench.run import bench as run_bench
+    from mechrl.search.methods.registry import all_methods
+    from mechrl.search.problem import TRACKS
 
     tracks = TRACKS if track == "both" else (track,)
     if list_methods:
         found = all_methods(plugin, checkpoint)
         if as_json:
             return app.print_json({m.name: {"track": m.track, "exploratory": m.exploratory} for m in found.values()})
-        from mechrl.report.tables import print_table
+        from mechrl.reporting.tables import print_table
 
         rows = [[m.name, m.track, "exploratory" if m.exploratory else ""] for m in found.values()]
         return print_table("", ["method", "track", "status"], rows)
@@ -53,8 +53,8 @@ def bench(
         if not path.is_file() and not app.unfinished(path):
             raise click.UsageError(f"there is no cache at {path}; mechrl-cache build --tasks all makes one for mini")
     if out is not None:
-        from mechrl.cache.files import check_writable
-        from mechrl.report.heatmap import SUFFIXES
+        from mechrl.cache.storage import check_writable
+        from mechrl.reporting.heatmap import SUFFIXES
 
         if out.suffix not in SUFFIXES:
             raise click.UsageError(f"{out}: a figure ends in one of {', '.join(SUFFIXES)}")
@@ -64,7 +64,7 @@ def bench(
             paths, names=methods or None, tracks=tracks, seeds=seeds, control_weight=control_weight, workers=workers,
             plugin=plugin, checkpoint=checkpoint, on_progress=progress,
         )  # fmt: skip
-    from mechrl.report.benchmark import as_dict, draw_curves, print_benchmark
+    from mechrl.reporting.benchmark import as_dict, draw_curves, print_benchmark
 
     if out is not None:
         draw_curves(result, out)

@@ -86,16 +86,16 @@ def build(
     app.use_threads(threads)
     if model == "mini":
         app.say(app.FIRST_LINE)
-    from mechrl.cache.build import BuildSettings
-    from mechrl.cache.build import build as build_cache
-    from mechrl.cache.check import file_notes
-    from mechrl.cache.cluster import connect
-    from mechrl.cache.files import check_writable
+    from mechrl.building.build import BuildSettings
+    from mechrl.building.build import build as build_cache
+    from mechrl.building.check import file_notes
+    from mechrl.building.cluster import connect
+    from mechrl.cache.storage import check_writable
     from mechrl.models import cache_name, find_folder, load_model, pick_device
     from mechrl.tasks import TASKS
     from mechrl.tasks.base import tokenize
     from mechrl.tasks.control import read_control
-    from mechrl.tasks.files import LARGEST_BATCH, fitting_batch_size
+    from mechrl.tasks.task_file import LARGEST_BATCH, fitting_batch_size
 
     own = task_files.read("--task", files, task_names, skip_bad_lines, TASKS)
     if tasks is None:
@@ -173,17 +173,17 @@ def check(path, task_names, skip_bad_lines, model, revision, device, threads, as
     from mechrl.tasks import TASKS
 
     file = task_files.read("PATH", [path], task_names, skip_bad_lines, TASKS)[0]
-    from mechrl.cache.check import check_task
-    from mechrl.cache.intervals import LEAST_GROUPS
+    from mechrl.building.check import check_task
+    from mechrl.intervals import LEAST_GROUPS
     from mechrl.models import load_model
-    from mechrl.tasks.files import fitting_batch_size
+    from mechrl.tasks.task_file import fitting_batch_size
 
     loaded = load_model(model, device=device, revision=revision)
     file = task_files.fitting([file], loaded)[0]
     found = check_task(loaded, file)
     if as_json:
         return app.print_json({**vars(found), "worst": [vars(prompt) for prompt in found.worst]})
-    from mechrl.report.tables import print_table
+    from mechrl.reporting.tables import print_table
 
     skipped = f" without the {found.skipped} {file.unit}s that do not fit" if found.skipped else ""
     click.echo(
@@ -239,7 +239,7 @@ def tasks(name, show, model, seed, as_json):
                 for t in chosen
             }
         )
-    from mechrl.report.tables import print_table
+    from mechrl.reporting.tables import print_table
 
     if not name:
         print_table("", ["task", "family", "source"], [[t.name, t.family, t.source] for t in chosen], text="source")
@@ -256,8 +256,8 @@ def tasks(name, show, model, seed, as_json):
 @app.as_json
 def merge(out, parts, as_json):
     """Join the parts that `build --shard` wrote into OUT."""
-    from mechrl.cache.build import merge_files
-    from mechrl.cache.files import check_writable
+    from mechrl.building.build import merge_files
+    from mechrl.cache.storage import check_writable
 
     check_writable(out)
     merge_files(out, parts)
@@ -279,9 +279,9 @@ def import_(table, task, n_layers, n_heads, model, out, as_json):
     column may name the episodes. The scores contain the control term, and there are no prompts: such a cache can be
     searched and trained on, not verified.
     """
-    from mechrl.cache.files import check_writable, manifest_path
     from mechrl.cache.imported import import_table
     from mechrl.cache.reader import Cache
+    from mechrl.cache.storage import check_writable, manifest_path
 
     check_writable(out)
     if table.resolve() in (out.resolve(), manifest_path(out).resolve()):
@@ -305,8 +305,8 @@ def info(path, as_json):
 @EXISTING
 def validate(path):
     """Check every byte of a cache against its manifest, and every number for sense."""
-    from mechrl.cache.files import check_manifest, manifest_path
     from mechrl.cache.reader import Cache
+    from mechrl.cache.storage import check_manifest, manifest_path
     from mechrl.errors import FileError
 
     opened = Cache.open(path)
@@ -332,10 +332,10 @@ def top(path, tasks, by, n, as_json):
     from mechrl.cache.top import WEIGHTS, top_heads
 
     opened = Cache.open(path)
-    rows = {task: top_heads(opened, task, by, n) for task in tasks or opened.tasks}
+    rows = {task: top_heads(opened, task, n, by) for task in tasks or opened.tasks}
     if as_json:
         return app.print_json({task: [vars(row) for row in found] for task, found in rows.items()})
-    from mechrl.report.tables import print_table, shown
+    from mechrl.reporting.tables import print_table, shown
 
     if opened.imported:
         for task, found in rows.items():
@@ -392,7 +392,7 @@ def pairs(path, tasks, n, as_json):
     found = {task: top_pairs(opened, task, n) for task in tasks or opened.tasks}
     if as_json:
         return app.print_json({task: [vars(pair) for pair in of] for task, of in found.items()})
-    from mechrl.report.tables import print_table, shown
+    from mechrl.reporting.tables import print_table, shown
 
     for task, of in found.items():
         print_table(
@@ -423,7 +423,7 @@ def attribution(path, tasks, as_json):
         found["control"] = agreement(opened, None)
     if as_json:
         return app.print_json({task: {name: vars(a) for name, a in of.items()} for task, of in found.items()})
-    from mechrl.report.tables import print_table
+    from mechrl.reporting.tables import print_table
 
     for task, of in found.items():
         rows = [["all heads", *(a.heads for a in of.values())]]
@@ -459,7 +459,7 @@ def roles(model, revision, device, n, as_json):
     if as_json:
         scores = {name: dict(zip(heads, values.tolist(), strict=True)) for name, values in found.items()}
         return app.print_json({"model": model, "model_sha256": loaded.sha256, "roles": scores})
-    from mechrl.report.tables import print_table
+    from mechrl.reporting.tables import print_table
 
     best = {name: (-values).argsort(kind="stable")[:n] for name, values in found.items()}
     columns = [[f"{heads[site]} ({found[name][site]:.2f})" for site in sites] for name, sites in best.items()]
@@ -507,8 +507,8 @@ def export(path, kind, tasks, n, method, picks, seed, out):
             raise click.UsageError(f"{flag} goes with --format minari, not with {kind}")
     from mechrl.cache.export import BINARY
     from mechrl.cache.export import export as export_cache
-    from mechrl.cache.files import check_writable, manifest_path, write_whole
     from mechrl.cache.reader import Cache
+    from mechrl.cache.storage import check_writable, manifest_path, write_whole
 
     if out is None and kind in BINARY:
         raise click.UsageError(f"--format {kind} is no text: name a file with --out")
@@ -533,8 +533,8 @@ def _export_trajectories(path, tasks, n, method, picks, seed, out) -> None:
     """The evaluation episodes of a search as a Minari dataset."""
     if out is None or n is not None:
         raise click.UsageError("--format minari needs --out, the folder of the dataset, and has no --n")
-    from mechrl.agents.trajectories import search, write_minari
     from mechrl.cache.reader import Cache
+    from mechrl.search.trajectories import search, write_minari
 
     cache = Cache.open(path)
     if len(tasks) != 1:
@@ -577,7 +577,7 @@ def _print_info(opened, as_json: bool) -> None:
     control = float(opened.content.arrays["/control/clean"].mean())
     if as_json:
         return app.print_json({"path": str(opened.path), **opened.attributes, "tasks": tasks, "control_loss": control})
-    from mechrl.report.tables import print_table
+    from mechrl.reporting.tables import print_table
 
     a = opened.attributes
     click.echo(f"{opened.path}: {a['ablation']} ablation of {opened.n_layers} × {opened.n_heads} heads of {a['model']}")
@@ -611,7 +611,7 @@ def _print_imported(opened, as_json: bool) -> None:
     a = opened.attributes
     if as_json:
         return app.print_json({"path": str(opened.path), **a, "tasks": tasks})
-    from mechrl.report.tables import print_table
+    from mechrl.reporting.tables import print_table
 
     click.echo(f"{opened.path}: scores of {opened.n_layers} × {opened.n_heads} heads, measured elsewhere")
     click.echo(f"imported from {a['imported']} (sha256 {a['imported_sha256'][:12]}); no prompts, it cannot be replayed")

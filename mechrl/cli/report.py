@@ -29,10 +29,10 @@ def report(runs, out, files):
         runs = [path for path in USUAL if path.is_file() or app.unfinished(path)]
         if not runs:
             raise click.UsageError(f"name a RUN; there is no cache at {app.MINI_CACHE}, mechrl-cache build makes one")
-    from mechrl.cache.files import check_writable
-    from mechrl.report.files import files_folder, write_files
-    from mechrl.report.page import write_page
-    from mechrl.report.run import collect
+    from mechrl.cache.storage import check_writable
+    from mechrl.reporting.csv_files import files_folder, write_files
+    from mechrl.reporting.page import write_page
+    from mechrl.reporting.run import collect
 
     folder = files_folder(out)
     found = collect(runs, leave_out=[out, folder])
@@ -49,7 +49,7 @@ def _heat_maps(runs, out: Path, files: bool) -> None:
     if files or len(runs) > 1:
         raise click.UsageError(f"{out} would be a picture of one cache; a page ends in .html")
     from mechrl.cache.reader import Cache
-    from mechrl.report.heatmap import draw_heatmaps
+    from mechrl.reporting.heatmap import draw_heatmaps
 
     draw_heatmaps(Cache.open(runs[0] if runs else app.MINI_CACHE), out)
     click.echo(f"{out} written")

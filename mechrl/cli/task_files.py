@@ -31,7 +31,7 @@ def read(
     :param called: the names of the tasks, one for each file, or none.
     :param taken: names that are not free.
     """
-    from mechrl.tasks.files import read_task_file
+    from mechrl.tasks.task_file import read_task_file
 
     if called and len(called) != len(paths):
         raise click.UsageError(f"{len(called)} × --name and {len(paths)} × {flag}: name each file, in their order")

@@ -52,8 +52,8 @@ def train(
         option = "" if path == app.MINI_CACHE else " --model NAME"
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build{option} makes one")
     app.use_threads(threads)
-    from mechrl.cache.files import check_writable
     from mechrl.cache.reader import Cache
+    from mechrl.cache.storage import check_writable
     from mechrl.errors import UsageError
 
     check_writable(out)
@@ -72,13 +72,13 @@ def train(
     if not tasks or len({*tasks, *hold_out}) < len(tasks + hold_out):
         raise UsageError("--tasks needs at least one task, and no task may be named twice, in --hold-out neither")
 
-    from mechrl.agents.checkpoint import CheckpointNote, save_checkpoint
-    from mechrl.agents.heads_training import train_heads
-    from mechrl.agents.ppo import PRESETS, log_evaluation
-    from mechrl.agents.ppo import train as train_ppo
     from mechrl.envs.episodes import Episodes
     from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
     from mechrl.envs.table import ScoreTable, default_picks
+    from mechrl.search.ppo.checkpoint import CheckpointNote, save_checkpoint
+    from mechrl.search.ppo.heads_training import train_heads
+    from mechrl.search.ppo.training import PRESETS, log_evaluation
+    from mechrl.search.ppo.training import train as train_ppo
 
     heads = policy == "heads"
     if heads and (live or preset == "paper"):
@@ -138,14 +138,14 @@ def _live_episodes(model, revision, device, cache, table, settings, picks):
 
 def _print_results(cache, policy, note, as_json: bool) -> None:
     """The agent beside random search and the static order: on each task, told and not told which one it is."""
-    from mechrl.agents.comparison import compare
+    from mechrl.search.comparison import compare
 
     results = compare(cache, policy, note)
     if as_json:
         return app.print_json(
             {task: {name: evaluation.summary() for name, evaluation in rows} for task, rows in results.items()}
         )
-    from mechrl.report.tables import print_table, search_rows
+    from mechrl.reporting.tables import print_table, search_rows
 
     for task, rows in results.items():
         role = "held out" if task in note.hold_out else "trained"

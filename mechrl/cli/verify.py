@@ -59,9 +59,9 @@ def verify(
     if model == "mini":
         app.say(app.FIRST_LINE)
     app.use_threads(threads)
-    from mechrl.agents.checkpoint import load_checkpoint, move
-    from mechrl.cache.files import check_writable, file_sha256, write_whole
     from mechrl.cache.reader import Cache
+    from mechrl.cache.storage import check_writable, file_sha256, write_whole
+    from mechrl.search.ppo.checkpoint import load_checkpoint, move
 
     policy, note = load_checkpoint(checkpoint)
     if not path.is_file() and not app.unfinished(path):
@@ -81,9 +81,9 @@ def verify(
         if name not in [*note.tasks, *note.hold_out]:
             raise unknown_name("task", name, [*note.tasks, *note.hold_out])
     from mechrl.models import load_model
-    from mechrl.verify.record import as_dict
-    from mechrl.verify.replay import check_fits
-    from mechrl.verify.verification import verify as replay
+    from mechrl.verification.record import as_dict
+    from mechrl.verification.replay import check_fits
+    from mechrl.verification.verification import verify as replay
 
     check_fits(cache, note)
     built_from = cache.attributes["model"], cache.attributes.get("model_revision", "")
@@ -112,7 +112,7 @@ def verify(
 
 
 def _print(result) -> None:
-    from mechrl.report.tables import print_table, shown, verification_rows
+    from mechrl.reporting.tables import print_table, shown, verification_rows
 
     head = result.cache.head
     for r in result.tasks:
@@ -202,7 +202,7 @@ def _fresh(result) -> str:
 
 
 def _is_fresh(result) -> bool:
-    from mechrl.verify.fresh import EVALUATION_PROMPTS
+    from mechrl.verification.fresh import EVALUATION_PROMPTS
 
     return result.fresh_from != EVALUATION_PROMPTS
 

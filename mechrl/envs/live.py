@@ -7,12 +7,24 @@ import numpy as np
 
 from mechrl.ablation import reference
 from mechrl.ablation.replacement import Replacement
+from mechrl.ablation.replacement_maker import ReplacementMaker
 from mechrl.ablation.sweep import Sweep
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
 from mechrl.models import Model
 from mechrl.tasks import TRAIN, Prompts
+
+
+def replacement_maker(cache: Cache, sweep: Sweep) -> ReplacementMaker:
+    """Makes what a cache's ablation put in place of the heads' outputs.
+
+    :param sweep: of the cache's model.
+    :raises FileError: the cache is of an ablation that this mechrl does not know.
+    :raises MachineError: the cache is imported.
+    """
+    kind, arrays = cache.ablation, cache.content.arrays
+    return ReplacementMaker(kind, sweep, arrays["/control/tokens"], arrays["/control/split"], cache.attributes["seed"])
 
 
 class LiveScores:
@@ -28,7 +40,7 @@ class LiveScores:
         self.model = model
         self.passes = 0  # of the whole model on one batch
         size = cache.batch_size
-        replacements = cache.replacements(Sweep(model))
+        replacements = replacement_maker(cache, Sweep(model))
 
         def batches(rows: Prompts | np.ndarray, replacement: Replacement, chosen: np.ndarray) -> list[tuple]:
             rows, replacement = rows[chosen], replacement[chosen]

@@ -7,6 +7,7 @@ import numpy as np
 
 from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError
+from mechrl.score import score
 from mechrl.tasks import TRAIN
 
 PICKS_PERCENT = 35  # of all heads, in an episode
@@ -55,7 +56,7 @@ class ScoreTable:
 
     def scores(self, rows: np.ndarray, control_rows: np.ndarray) -> np.ndarray:
         """Scores of all heads, float32 [episode, site], of the episodes on these batches."""
-        return self.damage[rows] - np.float32(self.control_weight) * self.control[control_rows]
+        return score(self.damage[rows], self.control[control_rows], self.control_weight)
 
 
 def default_picks(n_sites: int) -> int:

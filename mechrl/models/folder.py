@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from mechrl.errors import UsageError
-from mechrl.models.files import check_files
 from mechrl.models.hub import fetch
+from mechrl.models.inspection import check_files
 
 MINI = Path(__file__).parents[1] / "mini"
 ADAPTER_ALONE = (

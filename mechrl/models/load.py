@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from mechrl.errors import UsageError, refused, unknown_name
-from mechrl.models.files import check_kind, check_weights, weight_files
 from mechrl.models.folder import find_folder
+from mechrl.models.inspection import check_kind, check_weights, weight_files
 from mechrl.models.model import Model
 from mechrl.models.probe import check_resumable, check_sweepable, constant_parts, head_outputs, probe
 from mechrl.models.regimes import Regimes

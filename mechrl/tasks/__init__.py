@@ -6,13 +6,13 @@ from mechrl.tasks.bracket_closing import bracket_closing
 from mechrl.tasks.copy_suppression import copy_suppression
 from mechrl.tasks.country_capital import country_capital
 from mechrl.tasks.docstring import docstring
-from mechrl.tasks.files import TaskFile, read_task_file
 from mechrl.tasks.gendered_pronoun import gendered_pronoun
 from mechrl.tasks.greater_than import greater_than
 from mechrl.tasks.induction import induction, induction_matched
 from mechrl.tasks.ioi import ioi
 from mechrl.tasks.subject_verb_agreement import subject_verb_agreement
 from mechrl.tasks.successor import successor
+from mechrl.tasks.task_file import TaskFile, read_task_file
 from mechrl.vocabulary import Vocabulary
 
 TASKS = {

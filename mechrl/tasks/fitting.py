@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 
 from mechrl.tasks.base import Example
-from mechrl.tasks.files import TaskFile, without
 from mechrl.tasks.seam import seam_problem
+from mechrl.tasks.task_file import TaskFile, without
 from mechrl.vocabulary import Vocabulary
 
 

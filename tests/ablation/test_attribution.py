@@ -16,9 +16,9 @@ from mechrl.ablation.attribution import attribute_control, attribute_task, head_
 from mechrl.ablation.measures import measure, next_token_loss
 from mechrl.ablation.sweep import Sweep
 from mechrl.cache.agreement import agreement
-from mechrl.cache.files import write_content
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
+from mechrl.cache.storage import write_content
 from mechrl.cli.cache import cache as command
 from mechrl.errors import UsageError
 from mechrl.models import cast, load_model

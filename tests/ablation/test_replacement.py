@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from mechrl.ablation import Ablation, reference
 from mechrl.ablation.direct import direct_effect, unscaled
-from mechrl.ablation.replacement import LEAST, NOTHING, Replacement, Replacements, mean_table, others
+from mechrl.ablation.replacement import NOTHING, Replacement
+from mechrl.ablation.replacement_maker import LEAST, ReplacementMaker, mean_table, others
 from mechrl.ablation.sweep import Sweep
 from mechrl.errors import UsageError
 from mechrl.models import load_model
@@ -30,7 +31,7 @@ def some_prompts(model, task="ioi"):
 def some_replacements(kind, sweep):
     spans = np.random.default_rng(0).integers(1, 700, (16, 20)).astype(np.int32)
     split = np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [12, 4])
-    return Replacements(kind, sweep, spans, split, seed=0)
+    return ReplacementMaker(kind, sweep, spans, split, seed=0)
 
 
 @pytest.mark.parametrize("kind", Ablation)

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from mechrl.ablation import ROLES, roles
 from mechrl.ablation.roles import BLOCK, measure_roles, repeated_tokens
 from mechrl.ablation.sweep import Sweep
-from mechrl.cache.build import BuildSettings, build, merge_files
-from mechrl.cache.files import write_content
+from mechrl.building.build import BuildSettings, build, merge_files
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
+from mechrl.cache.storage import write_content
+from mechrl.cache.top import top_heads
 from mechrl.cli.cache import cache as command
 from mechrl.errors import MachineError
 from mechrl.models import MINI, load_model
@@ -257,7 +258,7 @@ def test_a_build_in_parts_and_in_less_precision_measures_them_in_float32(mini, t
 def test_top_shows_the_roles_from_0_4_on_highest_first(tmp_path, call):
     cache = table_cache(tmp_path / "without.h5", {"a": np.array([[3, 2, 1]] * 3, float)}, np.zeros((3, 3)), 1, 3)
     assert cache.roles == {}
-    assert [head.roles for head in cache.top("a")] == [{}] * 3
+    assert [head.roles for head in top_heads(cache, "a")] == [{}] * 3
     code, out, _ = call(command, "top", cache.path)
     assert code == 0
     assert "roles" not in out
@@ -269,7 +270,12 @@ def test_top_shows_the_roles_from_0_4_on_highest_first(tmp_path, call):
     assert {name: values.tolist() for name, values in opened.roles.items()} == {
         name: pytest.approx(values) for name, values in sites.items()
     }
-    assert [list(head.roles.items()) for head in opened.top("a")] == [[("copying", 0.75), ("induction", 0.5)], [], []]
+    found = [list(head.roles.items()) for head in top_heads(opened, "a")]
+    assert found == [
+        [("copying", 0.75), ("induction", 0.5)],
+        [],
+        [],
+    ]
     code, out, _ = call(command, "top", opened.path)
     assert code == 0
     assert re.search(r"ranks +roles", out)

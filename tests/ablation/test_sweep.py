@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from mechrl.ablation import Ablation, reference
 from mechrl.ablation import sweep as sweep_module
-from mechrl.ablation.flops import Shape
-from mechrl.ablation.replacement import Replacements
+from mechrl.ablation.replacement_maker import ReplacementMaker
 from mechrl.ablation.self_check import check_logits, self_check
 from mechrl.ablation.sweep import Sweep
+from mechrl.building.flops import Shape
 from mechrl.errors import MachineError
 from mechrl.models import load_model
 from mechrl.models.running import skipped
@@ -133,7 +133,7 @@ def test_heads_ablated_together_equal_one_hook_for_each(architecture, kind):
     drawn = generate(TASKS["ioi"], model.vocabulary, 24, TRAIN)
     spans = np.random.default_rng(0).integers(1, 700, (8, 20)).astype(np.int32)
     sweep = Sweep(model, pass_tokens=200)
-    replacements = Replacements(kind, sweep, spans, np.zeros(8, np.uint8), 0)
+    replacements = ReplacementMaker(kind, sweep, spans, np.zeros(8, np.uint8), 0)
     other, of_control = replacements.of_task("ioi", drawn)[:4], replacements.of_control()
     prompts = drawn[:4]
     found = sweep.task(prompts, other, sets)[1]["logit_diff"]

@@ -15,7 +15,7 @@ import torch
 from helpers import table_cache
 
 from mechrl.ablation import reference
-from mechrl.cache import files
+from mechrl.cache import storage
 from mechrl.cache.export import FORMATS, Row, export, snippet, table
 from mechrl.cache.format import Content
 from mechrl.cli.cache import cache as cache_command
@@ -285,7 +285,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(call, cache, tmp_path,
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(storage.os, "replace", full)
     code, out, err = call(cache_command, "export", cache.path, "--format", "csv", "-o", tmp_path / "out.csv")
     assert (code, out) == (1, "")
     assert "cannot write" in err

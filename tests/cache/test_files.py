@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from helpers import table_cache
 
-from mechrl.cache import files
-from mechrl.cache.files import (
+from mechrl.cache import storage
+from mechrl.cache.format import Content, content_sha256
+from mechrl.cache.reader import Cache
+from mechrl.cache.storage import (
     check_manifest,
     check_writable,
     manifest_path,
@@ -20,8 +22,6 @@ from mechrl.cache.files import (
     write_content,
     write_whole,
 )
-from mechrl.cache.format import Content, content_sha256
-from mechrl.cache.reader import Cache
 from mechrl.errors import FileError, MachineError, UsageError
 
 
@@ -237,7 +237,7 @@ def test_a_full_disk_is_a_message_and_the_old_cache_stays(path, monkeypatch):
     before = path.read_bytes()
 
     content = read_content(path)
-    monkeypatch.setattr(files._DiskFile, "error", OSError(28, "No space left on device"))
+    monkeypatch.setattr(storage._DiskFile, "error", OSError(28, "No space left on device"))
     with pytest.raises(MachineError, match=r"cannot write .*No space left"):
         write_content(path, content)
     assert path.read_bytes() == before

@@ -12,13 +12,12 @@ import pytest
 from helpers import table_cache
 from published_scores import HEADS, PUBLISHED, SCORES
 
-from mechrl.agents.orders import random_order
-from mechrl.agents.protocol import evaluate
 from mechrl.cache.export import export
-from mechrl.cache.files import manifest_path, read_content, write_content
 from mechrl.cache.format import Content
 from mechrl.cache.imported import import_table
 from mechrl.cache.reader import Cache
+from mechrl.cache.storage import manifest_path, read_content, write_content
+from mechrl.cache.top import top_heads
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.report import report as report_command
 from mechrl.cli.train import train as train_command
@@ -26,6 +25,8 @@ from mechrl.cli.verify import verify as verify_command
 from mechrl.envs.single import HeadDiscoveryEnv
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError, MachineError, UsageError
+from mechrl.search.methods.orders import random_order
+from mechrl.search.protocol import evaluate
 from mechrl.tasks import EVALUATION, TRAIN
 
 # Two layers of two heads, five episodes.
@@ -119,7 +120,7 @@ def test_the_scores_are_the_damage_and_the_control_damage_is_zero(small):
 def test_the_control_weight_of_imported_scores_cannot_be_changed(call, small, tmp_path):
     for ask in (
         lambda: small.scores("mine", control_weight=0.5),
-        lambda: small.top("mine", control_weight=0),
+        lambda: top_heads(small, "mine", control_weight=0),
         lambda: ScoreTable.from_cache(small, ["mine"], control_weight=2),
         lambda: HeadDiscoveryEnv(small, control_weight=2),
     ):
@@ -138,7 +139,7 @@ def test_what_needs_prompts_says_that_there_are_none(small):
         lambda: small.accuracy("mine"),
         lambda: small.control_damage,
         lambda: small.answer_overlap("mine"),
-        lambda: small.replacements(None),
+        lambda: small.ablation,
     ):
         with pytest.raises(MachineError, match="it holds scores and no prompts, it cannot be replayed"):
             ask()
@@ -150,14 +151,14 @@ def test_a_cache_from_prompts_has_no_episode_scores(small_cache):
 
 
 def test_top_has_scores_and_ranks_alone(call, small):
-    found = small.top("mine", n=2)
+    found = top_heads(small, "mine", n=2)
     assert [(head.head, head.score[0], head.ranks) for head in found] == [
         ("0.1", 3.0, [1]),
         ("1.1", pytest.approx(1.3), [2]),
     ]
     assert found[0].score[1] < 3 < found[0].score[2]
     assert (found[0].damage, found[0].control, found[0].direct, found[0].specificity) == (None,) * 4
-    assert [head.head for head in small.top("mine", by="abs")] == ["0.1", "1.1", "1.0", "0.0"]
+    assert [head.head for head in top_heads(small, "mine", by="abs")] == ["0.1", "1.1", "1.0", "0.0"]
     code, out, _ = call(cache_command, "top", small.path)
     assert code == 0
     assert "scores imported from t.csv" in out

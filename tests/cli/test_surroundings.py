@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from mechrl.cache.files import write_content
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
+from mechrl.cache.storage import write_content
 from mechrl.cli import surroundings
 
 # A command that says what ours say, in the time that Python takes to start.

@@ -18,10 +18,11 @@ import pytest
 from helpers import table_cache, with_attribution
 from rich.cells import cell_len
 
-from mechrl.cache.build import BuildSettings, build
+from mechrl.building.build import BuildSettings, build
 from mechrl.cache.imported import import_table
+from mechrl.cache.top import top_heads
 from mechrl.cli.verify import _print as print_verification
-from mechrl.report.tables import print_table, shown
+from mechrl.reporting.tables import print_table, shown
 
 WIDTHS = (40, 80, 100, 120, 200)
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -291,7 +292,10 @@ def test_verify_names_every_head_and_says_what_it_failed(width):
 def test_top_and_info_on_a_real_terminal(width, small_cache):
     out = run(width, "cache", "top", small_cache.path, "-n", 4)
     expected = [
-        text for task in small_cache.tasks for row in small_cache.top(task, 4) for text in (row.head, shown(row.score))
+        text
+        for task in small_cache.tasks
+        for row in top_heads(small_cache, task, 4)
+        for text in (row.head, shown(row.score))
     ]
     check(out, width, expected)
     words = " ".join(STYLE.sub("", out).split())

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from helpers import SMALL, table_cache
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
-from mechrl.cache.build import build
+from mechrl.building.build import build
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.live import LiveEpisodes, LiveScores

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from helpers import table_cache
 
-from mechrl.agents.checkpoint import CheckpointNote, save_checkpoint
-from mechrl.agents.heads_training import train_heads
-from mechrl.agents.ppo import PRESETS, train
-from mechrl.cache.files import manifest_path, write_content
 from mechrl.cache.format import Content
 from mechrl.cache.imported import import_table
+from mechrl.cache.storage import manifest_path, write_content
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
+from mechrl.search.ppo.checkpoint import CheckpointNote, save_checkpoint
+from mechrl.search.ppo.heads_training import train_heads
+from mechrl.search.ppo.training import PRESETS, train
 
 N_LAYERS, N_HEADS, PICKS = 2, 3, 2
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from sb3_contrib import MaskablePPO
 
-from mechrl.agents.ppo import make_policy
+from mechrl.search.ppo.training import make_policy
 
 MEMORY = 96 * 2**20
 BOMB = 128 * 2**20  # bytes that a bomb unpacks to

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from hostile import repacked, saved, state_dict
 
-from mechrl.cache.files import read_content, write_content
 from mechrl.cache.format import Content
+from mechrl.cache.storage import read_content, write_content
 
 SIZES = (0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 VALUES: tuple[Any, ...] = (

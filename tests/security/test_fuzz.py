@@ -15,11 +15,11 @@ import pytest
 import torch
 from mutations import MUTATED
 
-from mechrl.agents.checkpoint import load_checkpoint
-from mechrl.cache.build import merge_files
+from mechrl.building.build import merge_files
 from mechrl.cache.export import export
 from mechrl.cache.reader import Cache
 from mechrl.errors import MechrlError
+from mechrl.search.ppo.checkpoint import load_checkpoint
 
 SECONDS, MEMORY = 10, 2**30  # that a file may take
 

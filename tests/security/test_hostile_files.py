@@ -19,16 +19,16 @@ import torch
 from hostile import CACHES, IGNORED, MEMORY, ZIPS, changed, rezipped, saved, state_dict
 
 import mechrl.cli.cache
-from mechrl.agents.checkpoint import load_checkpoint, move
-from mechrl.cache.build import merge_files
+from mechrl.building.build import merge_files
 from mechrl.cache.export import export
-from mechrl.cache.files import read_content, write_content
 from mechrl.cache.format import Content
 from mechrl.cache.header import check_texts
 from mechrl.cache.reader import Cache
+from mechrl.cache.storage import read_content, write_content
 from mechrl.errors import FileError, UsageError
-from mechrl.report.heatmap import draw_heatmaps
-from mechrl.report.tables import print_table
+from mechrl.reporting.heatmap import draw_heatmaps
+from mechrl.reporting.tables import print_table
+from mechrl.search.ppo.checkpoint import load_checkpoint, move
 from mechrl.tasks import read_task_file
 
 SECONDS = 10

@@ -8,8 +8,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-import mechrl.tasks.files
-from mechrl.cache.build import BuildSettings, prepare
+import mechrl.tasks.task_file
+from mechrl.building.build import BuildSettings, prepare
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.train import train as train_command
@@ -399,7 +399,7 @@ def test_what_cannot_be_read_gets_one_message_with_its_line(call, tmp_path, name
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_bytes(b"x" * 2**21)
-    monkeypatch.setattr(mechrl.tasks.files, "LARGEST", 2**20)
+    monkeypatch.setattr(mechrl.tasks.task_file, "LARGEST", 2**20)
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail("it was read"))
     with pytest.raises(UsageError, match="has 2 MiB, and a task file at most 1"):
         read_task_file(tmp_path / "t.csv")

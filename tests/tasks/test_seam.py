@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from mechrl.cache.check import check_task, near_impossible
+from mechrl.building.check import check_task, near_impossible
 from mechrl.errors import UsageError
 from mechrl.tasks import Vocabulary, read_task_file
 from mechrl.tasks.fitting import check_file
@@ -126,7 +126,7 @@ def test_the_model_says_when_it_expects_the_other_spelling(mini, tmp_path, monke
         measures = {name: np.full(len(prompts), value, np.float32) for name, value in names.items()}
         return measures | {"logprob": np.where(spaced, -0.6, -9.9)}, np.zeros(len(prompts), int)
 
-    monkeypatch.setattr("mechrl.cache.check.clean_measures", measured)
+    monkeypatch.setattr("mechrl.building.check.clean_measures", measured)
     notes = check_task(mini, read_task_file(path)).notes
     assert any("expects neither (top-1 0.00" in note for note in notes)
     assert any("' a' and not 'a': mean log probability -0.6 against -9.9" in note for note in notes)

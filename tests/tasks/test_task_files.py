@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from mechrl.errors import UsageError
 from mechrl.models import MINI
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Vocabulary, generate, read_task_file
-from mechrl.tasks.files import SHOWN, arrange, fitting_batch_size
 from mechrl.tasks.fitting import check_file
+from mechrl.tasks.task_file import SHOWN, arrange, fitting_batch_size
 
 
 @pytest.fixture(scope="module")

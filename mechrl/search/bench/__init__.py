@@ -1,0 +1,1 @@
+"""The benchmark: all methods on all held-out families, its error bars and its verdict."""

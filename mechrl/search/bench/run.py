@@ -1,0 +1,319 @@
+"""All methods on all held-out families of some caches: docs/protocol.md, carried out."""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from mechrl.cache.reader import Cache
+from mechrl.errors import MachineError, MechrlError, UsageError
+from mechrl.search.bench.statistics import RESAMPLES, Cells, resampled_truth
+from mechrl.search.bench.verdict import AGENTS, Outcome, Verdict, verdicts
+from mechrl.search.methods.orders import own_order
+from mechrl.search.methods.registry import Method, all_methods, select_methods
+from mechrl.search.problem import ATTRIBUTION, REFERENCE, SCORES, TRACKS, Problem, families, family_of
+from mechrl.search.protocol import RATIO_PICKS, Evaluation, cost_to, coverages, evaluate, exhaustive_runs, mean_curve
+from mechrl.tasks import EVALUATION, TRAIN
+
+SEEDS = 3
+SELECTION_EPISODES = 4  # of each task, when a comparator is chosen
+BUDGETS = (2.0, 5.0, 10.0)  # runs at which coverage is printed
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some methods on the tasks of one family of one cache, held out, with one seed.
+
+    :param train: the training tasks.
+    :param split: whose episodes are searched.
+    :param purpose: `evaluation`, or `selection` of a comparator for the family `target`.
+    """
+
+    path: Path
+    family: str
+    tasks: tuple[str, ...]
+    train: tuple[str, ...]
+    methods: tuple[str, ...]
+    track: str
+    seed: int
+    split: int
+    control_weight: float
+    plugin: Path | None
+    checkpoint: Path | None
+    purpose: str = "evaluation"
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Everything that was measured.
+
+    :param families: the tasks of each family, by cache.
+    :param cost_grid: of the curves, in runs, float64 [cost].
+    :param pairs: the static order of one task on another, by cache: (order of, on) → cost to 90 %, ratio after 3 picks
+        (None where no episode has one).
+    :param by_protocol: whether methods, seeds, tracks and control weight are docs/protocol.md's; else this is
+        exploratory.
+    :param fingerprints: model, model_sha256 and cache_sha256 of each cache.
+    """
+
+    families: dict[str, dict[str, list[str]]]
+    methods: list[Method]
+    outcomes: list[Outcome]
+    cost_grid: np.ndarray
+    verdicts: list[Verdict]
+    pairs: dict[str, dict[tuple[str, str], tuple[float, float | None]]]
+    by_protocol: bool
+    fingerprints: dict[str, dict[str, str]]
+
+    def cells(self, method: str, what: str = "log_cost") -> Cells:
+        """family → task → cache → the values of one method."""
+        cells: dict[str, dict[str, dict[str, list]]] = {}
+        for o in self.outcomes:
+            if o.method == method:
+                rows = cells.setdefault(o.family, {}).setdefault(o.task, {}).setdefault(o.cache, [])
+                rows.append(getattr(o, what))
+        return {
+            family: {task: {cache: [(1, np.stack(rows))] for cache, rows in c.items()} for task, c in tasks.items()}
+            for family, tasks in cells.items()
+        }
+
+
+def bench(
+    paths: Sequence[Path],
+    *,
+    names: Sequence[str] | None = None,
+    tracks: Sequence[str] = TRACKS,
+    seeds: int = SEEDS,
+    control_weight: float = 1.0,
+    workers: int = 2,
+    plugin: Path | None = None,
+    checkpoint: Path | None = None,
+    on_progress: Callable[[float, float], None] = lambda done, total: None,
+) -> Benchmark:
+    """Run methods on every held-out family of every cache.
+
+    :param names: of the methods; None for all of the tracks.
+    :param seeds: how many, from 0 on, for methods that their seed changes.
+    :param workers: processes.
+    :param plugin: a Python file that adds to `METHODS`; it is run here and in every process.
+    :param checkpoint: an agent of `mechrl-train`, searched with on families that it was not trained on.
+    :raises UsageError: no such method, fewer than two families, or a cache without attribution in that track.
+    """
+    chosen = select_methods(names, tracks, plugin, checkpoint)
+    caches = {str(path): open_cache(path) for path in paths}
+    if len({cache.sha256 for cache in caches.values()}) < len(paths):
+        raise UsageError("the same cache is named twice")
+    found = {name: families(cache) for name, cache in caches.items()}
+    for name, cache in caches.items():
+        _check(name, cache, found[name], chosen, checkpoint)
+    jobs = [
+        job
+        for path in paths
+        for job in _jobs(path, found[str(path)], chosen, seeds, control_weight, plugin, checkpoint)
+    ]
+    longest = max(exhaustive_runs(cache.n_layers, cache.n_heads) for cache in caches.values())
+    grid = np.union1d(np.geomspace(0.1, 2 * longest, 80), BUDGETS)
+    outcomes: list[Outcome] = []
+    selection: list[tuple[str, str, Outcome]] = []
+    on_progress(0, len(jobs))
+    for done, (job, of_job) in enumerate(_run(jobs, grid, workers), 1):
+        on_progress(done, len(jobs))
+        if job.purpose == "selection":
+            selection += [(job.track, job.target, outcome) for outcome in of_job]
+        else:
+            outcomes += of_job
+    outcomes.sort(key=lambda o: (o.cache, o.family, o.task, o.method, o.seed))
+    pairs = {name: order_pairs(cache, found[name], control_weight) for name, cache in caches.items()}
+    by_protocol = (names, tuple(tracks), seeds, control_weight) == (None, TRACKS, SEEDS, 1.0)
+    fingerprints = {
+        name: {key: cache.attributes[key] for key in ("model", "model_sha256")} | {"cache_sha256": cache.sha256}
+        for name, cache in caches.items()
+    }
+    found_verdicts = verdicts(outcomes, selection)
+    return Benchmark(found, chosen, outcomes, grid, found_verdicts, pairs, by_protocol, fingerprints)
+
+
+@lru_cache(maxsize=8)
+def open_cache(path: Path) -> Cache:
+    return Cache.open(path)
+
+
+def _check(name: str, cache: Cache, found: Mapping, methods: Sequence[Method], checkpoint: Path | None) -> None:
+    cache.check_replayable()  # an imported table has one task and no prompts
+    if len(found) < 2:
+        raise UsageError(
+            f"{name}: tasks of {len(found)} famil{'y' if len(found) == 1 else 'ies'} that the model does "
+            f"({', '.join(found) or 'none'}), and leaving one out needs two; mechrl-cache build --tasks all has five"
+        )
+    tasks = [task for of_family in found.values() for task in of_family]
+    if any(m.track == ATTRIBUTION for m in methods) and any(cache.attribution(task) is None for task in tasks):
+        raise UsageError(f"{name} holds no attribution: build it again with this mechrl, or use --track scores")
+    if checkpoint is not None:
+        from mechrl.search.ppo.checkpoint import load_checkpoint, move
+
+        policy, note = load_checkpoint(checkpoint)
+        move(policy, note, cache)
+        if set(found) <= {family_of(task) for task in note.tasks}:
+            raise UsageError(f"{checkpoint} was trained on every family of {name}: there is none to hold out")
+
+
+def _jobs(
+    path: Path,
+    found: Mapping[str, list[str]],
+    methods: Sequence[Method],
+    seeds: int,
+    control_weight: float,
+    plugin: Path | None,
+    checkpoint: Path | None,
+) -> Iterator[Job]:
+    def train_without(*left_out: str) -> tuple[str, ...]:
+        return tuple(task for family, tasks in found.items() if family not in left_out for task in tasks)
+
+    def names(**wanted: Any) -> tuple[str, ...]:
+        return tuple(m.name for m in methods if all(getattr(m, key) == value for key, value in wanted.items()))
+
+    for family, tasks in found.items():
+        fold = Job(
+            family=family, tasks=tuple(tasks), train=train_without(family), methods=(), track=SCORES, seed=0,
+            split=EVALUATION, path=path, control_weight=control_weight, plugin=plugin, checkpoint=checkpoint,
+        )  # fmt: skip
+        # The long ones first: what trains, one process each.
+        for track in TRACKS:
+            for seed in range(seeds):
+                agents = names(track=track, agent=True, seeded=True)
+                agents += names(track=track, agent=True, seeded=False) * (seed == 0)
+                if agents:
+                    yield replace(fold, methods=agents, track=track, seed=seed)
+        for track in (REFERENCE, *TRACKS):
+            if plain := names(track=track, agent=False, seeded=False):
+                yield replace(fold, methods=plain, track=track)
+            for seed in range(seeds):
+                if seeded := names(track=track, agent=False, seeded=True):
+                    yield replace(fold, methods=seeded, track=track, seed=seed)
+        for other in found:
+            if other != family:
+                train = train_without(family, other)
+                for track in [track for track, agent in AGENTS.items() if names(name=agent)]:
+                    candidates = names(track=track, agent=False, exploratory=False)
+                    if not train:
+                        candidates = tuple(m.name for m in methods if m.name in candidates and not m.learns)
+                    if candidates:
+                        yield replace(
+                            fold, family=other, tasks=tuple(found[other]), train=train, methods=candidates,
+                            track=track, split=TRAIN, purpose="selection", target=family,
+                        )  # fmt: skip
+
+
+def _run(jobs: Sequence[Job], grid: np.ndarray, workers: int) -> Iterator[tuple[Job, list[Outcome]]]:
+    if workers == 1:
+        for job in jobs:
+            yield job, run_job(job, grid)
+        return
+    others = set(active_children())
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        # What the processes inherit: the interrupt of a terminal reaches all of them, and this one ends the others.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = {pool.submit(run_job, job, grid): job for job in jobs}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise MachineError(
+                f"one of the {workers} processes was ended from outside, as happens when memory runs out; fewer "
+                "--workers need less"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
+
+
+def run_job(job: Job, grid: np.ndarray) -> list[Outcome]:
+    """The methods of a job on each of its tasks, on one thread: processes run side by side, sums keep their order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            return _outcomes(job, grid)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _outcomes(job: Job, grid: np.ndarray) -> list[Outcome]:
+    cache = open_cache(job.path)
+    known = all_methods(job.plugin, job.checkpoint)
+    fitted: dict[Any, Any] = {}
+    outcomes = []
+    selecting = job.purpose == "selection"
+    for task in job.tasks:
+        truth, weights = resampled_truth(cache, task, job.split, job.control_weight, n=0 if selecting else RESAMPLES)
+        for name in job.methods:
+            method = known[name]
+            problem = Problem(cache, task, job.train, method.track, job.control_weight, job.seed, fitted)
+            try:
+                search = method.prepare(problem)
+                if search is None:  # a checkpoint that was trained on this family
+                    continue
+                evaluation = evaluate(
+                    cache, task, search, cache.n_sites, split=job.split, control_weight=job.control_weight,
+                    track=method.track, prompts=method.prompts, seed=job.seed, shuffled=method.shuffled,
+                    episodes=SELECTION_EPISODES if selecting else None,
+                )  # fmt: skip
+            except MechrlError as error:
+                raise type(error)(f"method {name!r}: {error}") from error
+            except Exception as error:
+                raise UsageError(f"method {name!r} fails on {task}: {type(error).__name__}: {error}") from error
+            n, seconds = len(evaluation.picked), sum(problem.seconds)
+            outcomes.append(_outcome(cache, job, method, evaluation, truth[:, :n], weights[:, :n], grid, seconds))
+    return outcomes
+
+
+def _outcome(
+    cache: Cache, job: Job, method: Method, evaluation: Evaluation, truth: np.ndarray, weights: np.ndarray,
+    grid: np.ndarray, seconds: float,
+) -> Outcome:  # fmt: skip
+    most = exhaustive_runs(cache.n_layers, cache.n_heads)
+    reached = coverages(evaluation.best_heads, truth)
+    cost = cost_to(reached, evaluation.runs, weights, most)
+    control_cost = cost_to(reached, evaluation.control_runs, weights, 2 * most)  # twice: with control for every head
+    tables = sum(int(cache.in_split(task, TRAIN).sum()) // cache.batch_size for task in job.train) * most
+    ratios = {p: evaluation.ratios(p) for p in RATIO_PICKS if p <= cache.n_sites} if evaluation.whole else {}
+    return Outcome(
+        str(job.path), job.family, evaluation.task, method.name, job.seed, np.log(cost), np.log(control_cost),
+        bool(cost[0] >= most), mean_curve(reached, evaluation.runs, weights, grid),
+        {p: float(r.mean()) for p, r in ratios.items() if len(r)}, tables if method.learns else 0.0, seconds,
+    )  # fmt: skip
+
+
+def order_pairs(
+    cache: Cache, found: Mapping[str, list[str]], control_weight: float
+) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """The order of each task's training episodes, on the evaluation episodes of every other: cost to 90 %, ratio@3."""
+    tasks = [task for of_family in found.values() for task in of_family]
+    most = exhaustive_runs(cache.n_layers, cache.n_heads)
+    pairs: dict[tuple[str, str], tuple[float, float | None]] = {}
+    for of in tasks:
+        search = own_order(Problem(cache, of, (), REFERENCE, control_weight))
+        for on in tasks:
+            if on != of:
+                evaluation = evaluate(cache, on, search, cache.n_sites, control_weight=control_weight)
+                ones = np.ones((1, len(evaluation.picked)))
+                cost = float(cost_to(evaluation.coverages()[None], evaluation.runs, ones, most)[0])
+                ratios = evaluation.ratios(3)
+                pairs[of, on] = (cost, float(ratios.mean()) if len(ratios) else None)
+    return pairs

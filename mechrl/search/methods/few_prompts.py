@@ -1,0 +1,44 @@
+"""Methods that do not spend a whole batch on every head."""
+
+import numpy as np
+
+from mechrl.score import best_first
+from mechrl.search.problem import Episode, Few, Problem, Search
+
+
+def sweep_few(prompts: int):
+    """Every head on a few prompts, layer after layer; then the whole batch, the most promising head first."""
+
+    def prepare(problem: Problem):
+        few = min(prompts, problem.cache.batch_size)
+
+        def search(episode: Episode) -> Search:
+            estimates = np.zeros(episode.n_sites, np.float32)
+            for site in range(episode.n_sites):
+                estimates[site] = yield Few(site, few)
+            for site in best_first(estimates).tolist():
+                yield Few(site, problem.cache.batch_size)
+
+        return search
+
+    return prepare
+
+
+def halving(problem: Problem):
+    """Sequential halving over (head, prompts): all heads on one prompt, the better half on two, and so on.
+
+    Karnin, Koren and Somekh 2013, with the prompts of a head growing instead of drawn anew.
+    """
+
+    def search(episode: Episode) -> Search:
+        left, prompts = np.arange(episode.n_sites), 1
+        while True:
+            few = min(prompts, problem.cache.batch_size)
+            estimates = np.zeros(len(left), np.float32)
+            for i, site in enumerate(left.tolist()):
+                estimates[i] = yield Few(site, few)
+            if few == problem.cache.batch_size:
+                return
+            left, prompts = left[best_first(estimates)][: max(1, (len(left) + 1) // 2)], 2 * prompts
+
+    return search

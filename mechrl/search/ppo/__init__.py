@@ -1,0 +1,1 @@
+"""PPO: the policies, their training, and the checkpoint."""

@@ -1,0 +1,256 @@
+"""The checkpoint: the zip of stable-baselines3 with `mechrl.json` in it, from which alone it is read back."""
+
+import io
+import json
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, get_origin, get_type_hints
+
+import torch
+from sb3_contrib import MaskablePPO
+
+from mechrl.cache.format import NAME
+from mechrl.cache.reader import Cache
+from mechrl.cache.storage import write_whole
+from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
+from mechrl.errors import FileError, UsageError
+from mechrl.search.ppo.heads_policy import HeadsPolicy, make_heads_policy
+from mechrl.search.ppo.training import PlanningPolicy, make_policy
+from mechrl.search.structure import blank_structure, head_structure
+
+FORMAT, VERSION = "mechrl-checkpoint", 2
+NOTE, POLICY = "mechrl.json", "policy.pth"
+LARGEST_NOTE = 2**20  # bytes
+LARGEST_DIRECTORY = 2**18  # bytes of the list of a zip's members
+MOST_WEIGHTS = 2**24  # of a policy; it takes seconds to build one
+WIDEST = 1024  # hidden layers of the policy `heads`
+# All that the pickle in a state dict of float32 tensors names. torch's restricted unpickler knows more names, with
+# which a few bytes can make gigabytes.
+STATE_DICT = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
+LIBRARIES = ("torch", "stable-baselines3", "sb3-contrib", "numpy", "numba")
+
+
+@dataclass(frozen=True)
+class CheckpointNote:
+    """What a checkpoint says of itself.
+
+    :param tasks: the training tasks, in the order of the one-hot.
+    :param hold_out: tasks left out of training.
+    :param layers: widths of the hidden layers; of the policy `heads` one number.
+    :param policy: `paper`, one output per head, or `heads`, the same weights for every head.
+    :param told: whether the observation begins with the one-hot of the tasks.
+    :param hints: whether the observation ends with hints.
+    :param split_rule: which batches it was trained on.
+    """
+
+    tasks: list[str]
+    hold_out: list[str]
+    picks: int
+    control_weight: float
+    score_scale: float
+    repeat_reward: float
+    plan_k: int
+    preset: str
+    layers: list[int]
+    seed: int
+    steps: int
+    n_layers: int
+    n_heads: int
+    model: str
+    model_sha256: str
+    ablation: str
+    weight_processing: str
+    cache_sha256: str
+    algorithm: str = "MaskablePPO"
+    policy: str = "paper"
+    told: bool = True
+    hints: bool = False
+    split_rule: str = "training batches: all but the last quarter, at least 2"
+
+    @property
+    def signals(self) -> list[str]:
+        """The tasks of the one-hot, in order."""
+        return self.tasks if self.told else []
+
+
+def save_checkpoint(ppo: MaskablePPO, note: CheckpointNote, path: Path) -> None:
+    """Write the checkpoint, whole or not at all.
+
+    :raises MachineError: the path cannot be written to.
+    """
+    libraries = {name: version(name) for name in LIBRARIES}
+    text = {"format": FORMAT, "format_version": VERSION, **asdict(note), "library_versions": libraries}
+    buffer = io.BytesIO()
+    # What `train` hung on the policy is of no use without its environment and would be pickled.
+    ppo.policy.__dict__.pop("look", None)
+    ppo.save(buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(NOTE, json.dumps(text, indent=1))
+    write_whole(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+
+
+def load_checkpoint(path: Path) -> tuple[PlanningPolicy, CheckpointNote]:
+    """Read the note and the policy's tensors; nothing in the file is executed.
+
+    :raises UsageError: no such file.
+    :raises FileError: not a checkpoint of mechrl, damaged, or of another version.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint; mechrl-train writes one")
+    try:
+        with open(path, "rb") as file, _open_zip(file) as archive:
+            note = _note(json.loads(_member(archive, NOTE, LARGEST_NOTE)))
+            if 4 * (weights := _weights(note)) > archive.getinfo(POLICY).file_size:
+                raise FileError(f"{NOTE} describes a policy of {weights} weights, more than {POLICY} holds")
+            policy = _blank(note)
+            policy.load_state_dict(_tensors(archive, policy.state_dict()))
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from error
+    except Exception as error:  # a hostile zip can fail in any way; all of them mean the same
+        raise FileError(f"{path}: not a checkpoint of mechrl-train, or damaged ({error})") from error
+    if isinstance(policy, HeadsPolicy) and not (policy.scale > 0).all() & (policy.noise > 0).all():
+        raise FileError(f"{path}: {POLICY} holds a scale or a variance that is not positive")
+    policy.set_training_mode(False)
+    return policy, note
+
+
+def move(policy: PlanningPolicy, note: CheckpointNote, cache: Cache) -> CheckpointNote:
+    """Have a checkpoint's policy search the heads of this cache, which may be another than the one it comes from.
+
+    The policy `heads` is given the structure of the cache's heads, from the tasks that it was trained on.
+
+    :returns: the note with as many picks as the share of the heads that it was trained with.
+    :raises FileError: the policy has one output per head of another model, or the cache lacks a training task.
+    """
+    n_sites = note.n_layers * note.n_heads
+    if isinstance(policy, HeadsPolicy):
+        if missing := [task for task in note.tasks if task not in cache.tasks]:
+            raise FileError(
+                f"the checkpoint does not fit {cache.path}: it was trained on {', '.join(missing)}, the cache holds "
+                f"{', '.join(cache.tasks)}"
+            )
+        if cache.sha256 != note.cache_sha256:
+            policy.use([head_structure(cache, note.tasks, note.control_weight)])
+        return replace(note, picks=max(1, note.picks * cache.n_sites // n_sites))
+    if cache.n_sites != n_sites:
+        raise FileError(
+            f"the checkpoint does not fit {cache.path}: its policy has one output per head, {n_sites}, and the model "
+            f"of the cache has {cache.n_sites} heads; mechrl-train --policy heads trains one that fits any model"
+        )
+    return note
+
+
+def _blank(note: CheckpointNote) -> PlanningPolicy:
+    """An untrained policy as the note describes it."""
+    n_sites = note.n_layers * note.n_heads
+    if note.policy == "paper":
+        return make_policy(len(note.signals), n_sites, note.layers)
+    return make_heads_policy(blank_structure(n_sites, len(note.tasks)), note.layers[0], len(note.signals), note.hints)
+
+
+def _weights(note: CheckpointNote) -> int:
+    """How many weights the policy has at least."""
+    n_sites = note.n_layers * note.n_heads
+    if note.policy == "heads":
+        return 7 * note.layers[0] ** 2 + n_sites * (5 + len(note.tasks))
+    widths = [len(note.signals) + 2 * n_sites, *note.layers]
+    return 2 * sum(a * b for a, b in pairwise(widths)) + n_sites * widths[-1]
+
+
+def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """A zip, once it is known that its directory is short: zipfile makes an object of every line of it."""
+    file.seek(max(0, file.seek(0, io.SEEK_END) - 98))
+    end = file.read().rjust(98, b"\0")  # the end record and, before it, that of zip64 with its locator
+    if end[-22:-18] != b"PK\5\6" or end[-2:] != b"\0\0":
+        raise FileError("not a checkpoint of mechrl-train: it does not end as a zip does")
+    sizes = [end[-10:-6], end[-58:-50] if end[-42:-38] == b"PK\6\7" else b""]
+    if max(int.from_bytes(size, "little") for size in sizes) > LARGEST_DIRECTORY:
+        raise FileError("it lists more members than a checkpoint has")
+    return zipfile.ZipFile(file)
+
+
+def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A member of at most so many bytes, stored as it is: what unpacks can unpack to anything."""
+    if archive.namelist().count(name) != 1:
+        raise FileError(f"not a checkpoint of mechrl-train: it has no {name}, or several")
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+        raise FileError(f"{name} is compressed")
+    if member.file_size > most:
+        raise FileError(f"{name} holds {member.file_size} bytes, {most} at most are expected")
+    return archive.read(name)
+
+
+def _tensors(archive: zipfile.ZipFile, blank: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict in torch's own zip, of the names, shapes and dtypes of `blank`; nothing in it is executed.
+
+    torch is given a copy of that zip with the members that were checked here, because it reads zips in its own way.
+    """
+    most = 2 * sum(t.numel() * t.element_size() for t in blank.values()) + 2**20
+    copy = io.BytesIO()
+    with _open_zip(io.BytesIO(_member(archive, POLICY, most))) as inner, zipfile.ZipFile(copy, "w") as target:
+        for name in inner.namelist():
+            content = _member(inner, name, most)
+            if name.endswith(".pkl") and (
+                named := {arg for op, arg, _ in pickletools.genops(content) if "GLOBAL" in op.name} - STATE_DICT
+            ):
+                raise FileError(f"{POLICY} asks for {min(named, key=str)!r}, which is no part of a state dict")
+            target.writestr(name, content)
+    copy.seek(0)
+    tensors = torch.load(copy, map_location="cpu", weights_only=True)
+    for name, tensor in blank.items():
+        found = tensors.get(name)
+        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype, found.layout, found.device.type) != (
+            tensor.shape,
+            tensor.dtype,
+            torch.strided,
+            "cpu",
+        ):
+            raise FileError(f"{POLICY}: {name} is not what {NOTE} describes")
+        if not torch.isfinite(found).all():
+            raise FileError(f"{POLICY} holds numbers that are not finite")
+    return tensors
+
+
+def _note(text: dict) -> CheckpointNote:
+    """The note, every field present and of its type, and small enough to build a policy from."""
+    if text.get("format") != FORMAT or text.get("format_version") != VERSION:
+        raise FileError(f"checkpoint format {text.get('format')!r} {text.get('format_version')!r}, not {VERSION}")
+    fields: dict[str, Any] = {}
+    for name, hint in get_type_hints(CheckpointNote).items():
+        kind = get_origin(hint) or hint
+        value = text.get(name)
+        if kind is float and isinstance(value, int):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise FileError(f"{NOTE}: {name!r} is {value!r:.80}")
+        fields[name] = value
+    note = CheckpointNote(**fields)
+    sizes = [note.n_layers, note.n_heads, note.picks, note.plan_k, *note.layers]
+    if not all(type(n) is int and 1 <= n <= 4096 for n in sizes) or max(len(note.layers), len(note.tasks)) > 64:
+        raise FileError(f"{NOTE}: sizes out of range")
+    if not note.tasks or not all(type(t) is str and re.fullmatch(NAME, t) for t in [*note.tasks, *note.hold_out]):
+        raise FileError(f"{NOTE}: tasks are {note.tasks!r:.80}, held out {note.hold_out!r:.80}")
+    if not all(value.isprintable() for value in fields.values() if isinstance(value, str)):
+        raise FileError(f"{NOTE}: control characters")
+    if set(note.tasks) & set(note.hold_out) or len({*note.tasks, *note.hold_out}) < len(note.tasks + note.hold_out):
+        raise FileError(f"{NOTE}: a task is named twice")
+    if not 0 <= note.control_weight < 1e6:
+        raise FileError(f"{NOTE}: control_weight is {note.control_weight}")
+    if (note.score_scale, note.repeat_reward) != (SCORE_SCALE, REPEAT_REWARD):
+        raise FileError(f"{NOTE}: another game: score scale {note.score_scale}, repeat reward {note.repeat_reward}")
+    if note.algorithm != "MaskablePPO" or note.policy not in ("paper", "heads"):
+        raise FileError(f"{NOTE}: unknown algorithm {note.algorithm!r} or policy {note.policy!r}")
+    if note.policy == "heads" and len(note.layers) != 1:
+        raise FileError(f"{NOTE}: the policy heads has one width, not {note.layers}")
+    if note.policy == "heads" and note.layers[0] > WIDEST:
+        raise FileError(f"{NOTE}: sizes out of range")
+    if _weights(note) > MOST_WEIGHTS or note.picks > note.n_layers * note.n_heads:
+        raise FileError(f"{NOTE}: sizes out of range")
+    return note

@@ -1,0 +1,59 @@
+"""Prompts on the live model, batch by batch: heads ablated alone, or together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechrl.ablation.direct import direct_effect
+from mechrl.ablation.replacement import Replacement
+from mechrl.ablation.sweep import Sweep
+from mechrl.intervals import Estimate
+from mechrl.tasks import Prompts
+from mechrl.verification.replication import estimate
+
+
+@dataclass(frozen=True)
+class Live:
+    """Some prompts on the live model.
+
+    :param other: what the ablation puts in, on these prompts.
+    :param batch_size: how many prompts go through the model at once.
+    """
+
+    sweep: Sweep
+    prompts: Prompts
+    other: Replacement
+    batch_size: int
+
+    def _batches(self) -> list[slice]:
+        return [slice(first, first + self.batch_size) for first in range(0, len(self.prompts), self.batch_size)]
+
+    def readings(self, read: Sequence[Prompts], sites: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Clean logit difference [prompt] and with each site ablated [prompt, column], for each reading."""
+        sets = self.sweep.singles(sites)
+        parts = [
+            self.sweep.readings(self.prompts[rows], [of[rows] for of in read], self.other[rows], sets)
+            for rows in self._batches()
+        ]
+        return [
+            (
+                np.concatenate([clean["logit_diff"] for clean, _ in of_read]),
+                np.concatenate([ablated["logit_diff"] for _, ablated in of_read]),
+            )
+            for of_read in zip(*parts, strict=True)
+        ]
+
+    def of_sets(self, sets: np.ndarray) -> np.ndarray:
+        """The logit difference with the heads of each set ablated, [prompt, set], of bool [set, site]."""
+        parts = [self.sweep.task(self.prompts[rows], self.other[rows], sets)[1] for rows in self._batches()]
+        return np.concatenate([part["logit_diff"] for part in parts])
+
+    def direct(self, sites: Sequence[int]) -> list[Estimate] | None:
+        """The direct effect of each site."""
+        parts = [direct_effect(self.sweep, self.prompts[rows], self.other[rows]) for rows in self._batches()]
+        effects = [part for part in parts if part is not None]
+        if not effects:
+            return None
+        of_all = np.concatenate(effects)
+        return [estimate(of_all[:, site], self.prompts.group) for site in sites]

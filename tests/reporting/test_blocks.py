@@ -1,0 +1,102 @@
+"""The pieces of the page say what the files say: numbers, answers, and in which order."""
+
+import json
+
+import documents
+import numpy as np
+import pytest
+
+from mechrl.cache.top import top_heads
+from mechrl.reporting import of_cache
+from mechrl.reporting.findings import bench_on_caches, heads_in_order
+from mechrl.reporting.of_search import compared, searched
+from mechrl.reporting.of_verification import verified
+from mechrl.reporting.page import render
+from mechrl.reporting.run import collect
+
+
+@pytest.fixture(scope="module")
+def model(whole_run):
+    (model,) = collect([whole_run]).models
+    return model
+
+
+def drawn(figure) -> dict[str, tuple]:
+    return {trace.name: (list(trace.x), list(trace.y)) for trace in figure.plot.data}
+
+
+def test_the_best_heads_of_a_task_are_the_highest_scores(small_cache):
+    tops = {task: heads_in_order(small_cache, task) for task in small_cache.tasks}
+    (table,) = of_cache.asked(small_cache, tops).tables
+    for task, row in zip(small_cache.tasks, table.rows, strict=True):
+        best = ", ".join(f"{head.head} ({head.score[0]:.2f})" for head in top_heads(small_cache, task, 3))
+        assert row == [task, "32", "1.000", f"{small_cache.clean(task).mean():.2f}", best]
+
+
+def test_the_pointer_over_the_control_map_is_told_control_damage(small_cache):
+    tops = {task: heads_in_order(small_cache, task) for task in small_cache.tasks}
+    (figure,) = of_cache.control(small_cache, tops).figures
+    said = np.ravel(figure.plot.data[0].hovertext)
+    for head, text in zip(tops[small_cache.tasks[0]], said, strict=True):
+        mean, low, high = (round(value, 4) + 0.0 for value in head.control)
+        assert text == f"<b>{head.head}</b> control damage {mean:.4f} ({low:.4f} to {high:.4f}) nats per token"
+
+
+def test_the_control_weight_of_the_score_is_told(small_cache):
+    assert ("score", "damage − 0.5 × control damage") in of_cache.facts(small_cache, 0.5)
+
+
+def test_the_curves_of_a_search_are_its_mean_coverage(model):
+    (checkpoint,) = model.checkpoints
+    (figure,) = searched(checkpoint, "ioi").figures
+    curves = drawn(figure)
+    assert list(curves) == [name for name, _ in checkpoint.evaluations["ioi"]]
+    for name, evaluation in checkpoint.evaluations["ioi"]:
+        costs, found = curves[name]
+        assert costs == sorted(set(evaluation.runs.ravel()))
+        for cost, coverage in zip(costs, found, strict=True):
+            reached = [
+                max(((run, share) for run, share in zip(runs, shares, strict=True) if run <= cost), default=(0, 0))[1]
+                for runs, shares in zip(evaluation.runs, evaluation.coverages(), strict=True)
+            ]
+            assert coverage == pytest.approx(np.mean(reached))
+
+
+def test_a_comparison_gives_every_method_its_cost_and_its_curve(model):
+    (bench,) = bench_on_caches(model)
+    (block,) = compared(bench)
+    (table,) = block.tables
+    assert table.rows == [["agent", "4.00", "0%"], ["random", "8.00", "100%"]]
+    grid = [1.0, 2.0, 4.0, 8.0]
+    assert drawn(block.figures[0]) == {"agent": (grid, [0, 0.5, 0.95, 1]), "random": (grid, [0, 0.2, 0.5, 0.95])}
+
+
+def test_joint_damage_is_shown_beside_the_sum(model):
+    (file,) = model.verifications
+    joint = file.content.tasks["induction"].joint
+    (block,) = [block for block in verified(file, "induction") if block.title == "Together and one by one"]
+    assert "more than their damages add up to" in block.sentences[0]
+    assert drawn(block.figures[0]) == {
+        "together": (["1", "2", "3"], [j.joint[0] for j in joint]),
+        "one by one, in sum": (["1", "2", "3"], [j.summed[0] for j in joint]),
+    }
+
+
+@pytest.mark.parametrize("question", ["faithful", "replicates", "placebo", "complete"])
+def test_an_answer_of_no_is_shown_as_no(small_cache, tmp_path, question):
+    printed = documents.verification(small_cache)
+    for task in printed["tasks"].values():
+        for other in ("faithful", "replicates", "placebo", "complete"):
+            task[other]["answer"] = other != question
+    (tmp_path / "verification.json").write_text(json.dumps(printed))
+    (file,) = collect([tmp_path]).models[0].verifications
+    answers = verified(file, "ioi")[0].answers
+    assert [said.partition(":")[0] for said, _ in answers] == ["faithful", "replicates", "placebo", "complete"]
+    assert [answer for said, answer in answers] == [said.partition(":")[0] != question for said, _ in answers]
+
+
+def test_a_verification_without_its_cache_is_shown(small_cache, tmp_path):
+    (tmp_path / "verification.json").write_text(json.dumps(documents.verification(small_cache)))
+    page = render(collect([tmp_path]))
+    assert "verification of a cache that is not here" in page
+    assert f"Removing {top_heads(small_cache, 'ioi', 1)[0].head} (total effect" in page

@@ -1,0 +1,447 @@
+"""Verification on `mini`: what it confirms and what it does not."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import SMALL
+
+from mechrl.ablation import Ablation, reference
+from mechrl.ablation.sweep import Sweep
+from mechrl.building.build import build
+from mechrl.cache.format import Content
+from mechrl.cache.reader import Cache
+from mechrl.cache.storage import read_content, write_content
+from mechrl.cli.verify import verify as verify_command
+from mechrl.envs.episodes import Episodes
+from mechrl.envs.table import ScoreTable
+from mechrl.errors import FileError
+from mechrl.models import load_model
+from mechrl.reporting.documents import read_document
+from mechrl.search.ppo.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
+from mechrl.search.ppo.training import PRESETS, train
+from mechrl.search.protocol import Evaluation
+from mechrl.tasks import EVALUATION, TASKS, TRAIN, as_text, generate, read_task_file
+from mechrl.verification import verification
+from mechrl.verification.fresh import fresh_prompts, placebo
+from mechrl.verification.record import as_dict
+from mechrl.verification.replay import check_fits, default_tolerance
+from mechrl.verification.replication import Measured, judge
+from mechrl.verification.verification import most_picked, verify
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_cache, tmp_path_factory):
+    """A checkpoint of an agent trained for a second on induction and IOI."""
+    tasks, picks = ["induction", "ioi"], 16
+    preset = PRESETS["default"]
+    ppo = train(Episodes(ScoreTable.from_cache(small_cache, tasks), preset.n_envs, picks), preset, steps=10_000)
+    a = small_cache.attributes
+    note = CheckpointNote(
+        tasks, ["docstring"], picks, 1.0, 5.0, -1.0, 1, "default", [64, 64], 0, ppo.num_timesteps, 6, 8, a["model"],
+        a["model_sha256"], a["ablation"], a["weight_processing"], small_cache.sha256,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.zip"
+    save_checkpoint(ppo, note, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(mini, small_cache, checkpoint):
+    policy, note = load_checkpoint(checkpoint)
+    return verify(mini, small_cache, policy, note, top=1, fresh_batches=8)
+
+
+def altered(cache: Cache, path, change) -> Cache:
+    """A copy of a cache whose damages were altered and which was sealed again."""
+    content = read_content(cache.path)
+    arrays = {**content.arrays}
+    for name in list(arrays):
+        if "/ablated" in name:
+            arrays[name] = change(name, arrays[name].copy())
+    write_content(path, Content(arrays, content.attributes))
+    return Cache.open(path)
+
+
+def test_an_honest_cache_is_confirmed(result, small_cache):
+    assert result.confirmed
+    assert result.faithful
+    for task in result.tasks:
+        assert task.difference < 1e-4
+        assert task.swept
+        assert task.known[0] == 0, "slot fillers of the evaluation half"
+        prompts = small_cache.prompts(task.task)
+        searched = np.intersect1d(prompts.answers[prompts.split == EVALUATION], task.fresh.answers)
+        assert task.searched == len(searched[searched >= 0])
+        assert task.placebo_clean < 0.2 * task.clean
+        for head in task.heads:
+            assert head.difference < 1e-4
+            assert head.cached == pytest.approx(small_cache.scores(task.task, EVALUATION)[head.site], abs=1e-6)
+            assert head.live == pytest.approx(head.cached, abs=1e-4)
+            mean, low, high = head.test.score
+            assert low < mean < high
+    assert [task.confirmed for task in result.tasks[:2]] == [True, True]
+    assert result.tasks[0].complete.best == [result.tasks[0].heads[0].site]
+    assert result.tasks[1].complete.coverage[0] >= 0.9
+    assert [task.trained for task in result.tasks] == [True, True, False]
+
+
+def test_fresh_damage_is_what_one_hook_per_head_gives(mini, small_cache, checkpoint):
+    """Without the sweep of all heads, on picks and random heads of their layers; and the placebo's answers too."""
+    policy, note = load_checkpoint(checkpoint)
+    found = verify(
+        mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=2, sweep_all=False, joint=True
+    )
+    for task in found.tasks:
+        assert not task.swept
+        assert task.complete is None
+        assert all(head.test.rank is None for head in task.heads)
+        clean = reference.logit_diff(mini, task.fresh)
+        assert task.clean == pytest.approx(clean.mean(), abs=1e-4)
+        control = small_cache.control_damage[small_cache.in_split(None, EVALUATION)].mean(0)
+        for head in task.heads:
+            damage = clean - reference.logit_diff(mini, task.fresh, head.site)
+            assert head.test.damage[0] == pytest.approx(damage.mean(), abs=1e-4)
+            assert head.test.score[0] == pytest.approx(damage.mean() - control[head.site], abs=1e-4)
+            others = [
+                small_cache.damage(other)[:, head.site].mean() for other in small_cache.tasks if other != task.task
+            ]
+            assert head.elsewhere[0] == pytest.approx(np.mean(others), abs=1e-5)
+        both = task.joint[1]
+        together = clean - reference.logit_diff(mini, task.fresh, both.sites)
+        assert both.sites == [head.site for head in task.heads]
+        assert both.joint[0] == pytest.approx(together.mean(), abs=1e-4)
+        permuted = placebo(task.fresh, 0)
+        damage = reference.logit_diff(mini, permuted) - reference.logit_diff(mini, permuted, task.heads[0].site)
+        assert task.placebo[0].damage[0] == pytest.approx(damage.mean(), abs=1e-4)
+
+
+def test_what_verify_writes_is_what_the_report_reads(mini, small_cache, checkpoint, tmp_path):
+    policy, note = load_checkpoint(checkpoint)
+    found = verify(
+        mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=1, joint=True, curves=True
+    )
+    for r in found.tasks:
+        assert r.curves.counts == list(range(49))
+        assert set(r.curves.rankings) == {"agent", "static order", "attribution", "the task's own order"}
+        best = r.curves.rankings["the task's own order"].sites
+        scores = small_cache.scores(r.task, TRAIN)
+        assert (np.diff(scores[best]) <= 1e-6).all()
+        for ranking in r.curves.rankings.values():
+            assert sorted(ranking.sites) == list(range(48))
+            assert ranking.kept[-1] == ranking.ablated[0] == pytest.approx(r.clean, abs=1e-4)
+            assert ranking.kept[0] == ranking.ablated[-1] == pytest.approx(r.curves.empty, abs=1e-4)
+        agent = r.curves.rankings["agent"]
+        assert agent.sites[:2] == [head.site for head in r.heads]
+        slow = reference.logit_diff(mini, r.fresh, agent.sites[5:])
+        assert agent.kept[5] == pytest.approx(slow.mean(), abs=1e-4)
+    path = tmp_path / "verification.json"
+    path.write_text(json.dumps(as_dict(found, "mechrl-verify …", "0" * 64), allow_nan=False))
+    read = read_document(path)
+    assert read.confirmed == found.confirmed
+    for r in found.tasks:
+        of = read.tasks[r.task]
+        assert [h.head for h in of.heads] == [small_cache.head(head.site) for head in r.heads]
+        assert of.heads[0].damage == pytest.approx(r.heads[0].test.damage)
+        assert of.joint[-1].joint == pytest.approx(r.joint[-1].joint)
+        assert of.curves.rankings["agent"].cpr == pytest.approx(r.curves.rankings["agent"].cpr)
+
+
+def test_a_placebo_on_which_the_model_still_does_the_task_is_not_asked(mini, small_cache, checkpoint, monkeypatch):
+    """As where answers stand in an order; here they are not permuted at all, and no head may pass for that."""
+    policy, note = load_checkpoint(checkpoint)
+    monkeypatch.setattr(verification, "placebo", lambda prompts, seed: prompts)
+    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=1, sweep_all=False)
+    for task in found.tasks:
+        assert task.placebo_clean == task.clean > 0
+        assert task.placebo is None
+        assert task.placebo_passed == []
+
+
+def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache):
+    """Three of them on each of the three tasks, 20 times, among all heads and among 20 random ones of their layers."""
+    passed = {True: 0, False: 0}
+    control = small_cache.control_damage[small_cache.in_split(None, EVALUATION)]
+    for task in small_cache.tasks:
+        fresh = fresh_prompts(mini, small_cache, task, 32)
+        clean, ablated = (part["logit_diff"] for part in Sweep(mini).task(fresh))
+        lower = np.argsort(small_cache.scores(task))[: small_cache.n_sites // 2]
+        for draw in range(20):
+            picks = np.random.default_rng(draw).choice(lower, 3, replace=False).tolist()
+            for swept in passed:
+                sites = (
+                    np.arange(small_cache.n_sites)
+                    if swept
+                    else verification._with_random_heads(small_cache, picks, draw)
+                )
+                damage = (clean[:, None] - ablated)[:, sites]
+                measured = Measured(sites, damage, fresh.group, control[:, sites], float(clean.mean()))
+                passed[swept] += sum(not test.why for test in judge(measured, picks, swept))
+    assert passed == {True: 0, False: 0}, "of 180 heads each"
+
+
+@pytest.mark.slow  # a quarter of an hour on a processor that emulates float16
+def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, checkpoint, tmp_path):
+    model = load_model("mini", device="cpu")
+    path = build(model, replace(SMALL, dtype="float16"), tmp_path / "half.h5")
+    half, mini = Cache.open(path), load_model("mini", device="cpu")
+    assert half.attributes["dtype"] == "float16"
+    assert half.attribution("ioi") is None, "gradients in less than float32 vanish"
+    assert 1e-5 < half.attributes["self_check_error"] < 0.01
+    assert half.sha256 != small_cache.sha256
+    policy, note = load_checkpoint(checkpoint)
+    result = verify(mini, half, policy, note, top=1, fresh_batches=8)
+    assert result.confirmed
+    assert 0.01 < result.tolerance < 1
+    assert not verify(mini, half, policy, note, top=1, fresh_batches=2, tolerance=1e-3).faithful
+    content = read_content(path)  # a file cannot buy itself a pass with a large error
+    claims = {**content.attributes, "/": {**content.root, "self_check_error": 1e3}}
+    write_content(tmp_path / "claims.h5", Content(content.arrays, claims))
+    assert default_tolerance(Cache.open(tmp_path / "claims.h5"), mini) < 10
+    claims["/"]["dtype"] = "float8"
+    write_content(tmp_path / "claims.h5", Content(content.arrays, claims))
+    with pytest.raises(FileError, match="no such arithmetic as 'float8'"):
+        default_tolerance(Cache.open(tmp_path / "claims.h5"), mini)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind.value
+        if kind in (Ablation.MEAN_TASK, Ablation.COUNTERFACTUAL)
+        else pytest.param(kind.value, marks=pytest.mark.slow)
+        for kind in Ablation
+        if kind is not Ablation.ZERO
+    ],
+)
+def test_a_cache_of_every_ablation_is_replayed(mini, checkpoint, tmp_path, kind):
+    """The same replacements are put in at verification as at the build, on the cached prompts and on fresh ones."""
+    settings = replace(SMALL, tasks=("induction", "ioi"), ablation=kind)
+    cache = Cache.open(build(mini, settings, tmp_path / "other.h5"))
+    policy, note = load_checkpoint(checkpoint)
+    with pytest.raises(FileError, match=f"its ablation is zero, the cache's {kind}"):
+        check_fits(cache, note)
+    found = verify(
+        mini, cache, policy, replace(note, ablation=kind, hold_out=[]), top=1, fresh_batches=2, sweep_all=False
+    )
+    assert found.faithful
+    best = found.tasks[1].heads[0]
+    assert abs(best.test.score[0] - best.cached) < 0.5 * best.cached, "fresh prompts with other replacements"
+    if kind.startswith("zero"):
+        return
+    content = read_content(cache.path)
+    attributes = {place: dict(values) for place, values in content.attributes.items()}
+    attributes["/tasks/ioi"]["replacement_sha256"] = "0" * 64
+    write_content(tmp_path / "lie.h5", Content(content.arrays, attributes))
+    with pytest.raises(FileError, match="ablated with other replacements than its prompts"):
+        verify(mini, Cache.open(tmp_path / "lie.h5"), policy, replace(note, ablation=kind, hold_out=[]), top=1)
+
+
+def test_an_ablation_that_mechrl_does_not_know_is_refused(mini, small_cache, tmp_path):
+    content = read_content(small_cache.path)
+    attributes = {**content.attributes, "/": {**content.attributes["/"], "ablation": "optimal"}}
+    write_content(tmp_path / "new.h5", Content(content.arrays, attributes))
+    with pytest.raises(FileError, match="knows no ablation 'optimal'"):
+        _ = Cache.open(tmp_path / "new.h5").ablation
+
+
+def test_few_groups_confirm_nothing(mini, small_cache, checkpoint, tmp_path):
+    """Resampling one group gives an interval without width; the heads are good, and still not confirmed."""
+    texts = as_text(generate(TASKS["ioi"], mini.vocabulary, 12, EVALUATION, 99), mini.vocabulary)
+    policy, note = load_checkpoint(checkpoint)
+    for n, confirmed in ((1, False), (12, True)):
+        (tmp_path / "ioi.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts[:n]))
+        file = read_task_file(tmp_path / "ioi.jsonl")
+        found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_files={"ioi": file})
+        assert found.tasks[1].fresh_from == str(tmp_path / "ioi.jsonl")
+        assert len(np.unique(found.tasks[1].fresh.group)) == n
+        head = found.tasks[1].heads[0]
+        assert head.test.score[1] > 0
+        assert head.test.why == ("" if confirmed else "fewer than 8 groups")
+        assert found.confirmed == confirmed
+
+
+def test_fresh_files_must_be_of_the_checkpoints_tasks(small_cache, checkpoint, tmp_path, call):
+    line = {"prompt": "Mary saw the ring and the", "answer": " ring", "wrong": " hat"}
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("iou", "ioi"):
+            (tmp_path / folder / f"{name}.jsonl").write_text(json.dumps(line))
+    flags = (checkpoint, "--cache", small_cache.path)
+    code, _, err = call(verify_command, *flags, "--fresh", tmp_path / "a" / "iou.jsonl")
+    assert code == 2
+    assert "Did you mean 'ioi'" in err
+    files = (tmp_path / "a" / "ioi.jsonl", tmp_path / "b" / "ioi.jsonl")
+    code, _, err = call(verify_command, *flags, "--fresh", files[0], "--fresh", files[1])
+    assert code == 2
+    assert "two files of one name" in err
+
+
+def test_heads_without_an_effect_are_not_confirmed(mini, small_cache, checkpoint, monkeypatch):
+    """The worst heads in place of the picked ones."""
+    worst = np.argsort(small_cache.scores("ioi"))[:2]
+    monkeypatch.setattr("mechrl.verification.verification.most_picked", lambda evaluation, top: worst)
+    policy, note = load_checkpoint(checkpoint)
+    failed = verify(mini, small_cache, policy, replace(note, tasks=note.tasks), top=2, fresh_batches=2)
+    assert failed.faithful
+    assert not failed.confirmed
+    assert all("score not above zero" in head.test.why for head in failed.tasks[1].heads)
+    assert all("not in the top 10" in head.test.why for head in failed.tasks[1].heads)
+    assert not failed.tasks[1].complete.answer
+
+
+def one_head(name, values):
+    """Makes a head look important that is not, on the prompts of every task."""
+    if name.endswith("logit_diff"):
+        values[:, 40] -= 20
+    return values
+
+
+def held_out_only(name, values):
+    return values + 0.5 if name == "/tasks/docstring/ablated/logit_diff" else values
+
+
+def training_half(name, values):
+    """All training numbers of the trained tasks, but for two prompts."""
+    if "/ablated/logit_diff" in name and "docstring" not in name:
+        values[2:16] *= -3
+    return values
+
+
+def another_measure(name, values):
+    return values + 0.5 if name == "/tasks/ioi/ablated/kl" else values
+
+
+def control_only(name, values):
+    return values + 0.1 if name == "/control/ablated" else values
+
+
+def a_head_nobody_picks(name, values):
+    """Hides the best head of induction."""
+    if name == "/tasks/induction/ablated/logit_diff":
+        values[:, 3] += 30
+    return values
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, values: values * 0.9,
+        one_head,
+        held_out_only,
+        a_head_nobody_picks,
+        training_half,
+        another_measure,
+        control_only,
+    ],
+    ids=["all numbers", "one head", "held-out task", "a head nobody picks", "training half", "kl", "control"],
+)
+def test_an_altered_and_resealed_cache_is_not_confirmed(mini, small_cache, checkpoint, tmp_path, change):
+    lying = altered(small_cache, tmp_path / "lying.h5", change)
+    policy, note = load_checkpoint(checkpoint)
+    found = verify(mini, lying, policy, note, top=2, fresh_batches=2, sweep_all=False)
+    assert not found.faithful
+    assert not found.confirmed
+
+
+def test_numbers_shifted_clean_and_ablated_alike_are_not_confirmed(mini, small_cache, checkpoint, tmp_path):
+    """The damage is the same, and the cache still lies about the model."""
+    content = read_content(small_cache.path)
+    shifted = {k: v - 3 if k.startswith("/tasks/ioi/") and "logit_diff" in k else v for k, v in content.arrays.items()}
+    write_content(tmp_path / "lying.h5", Content(shifted, content.attributes))
+    policy, note = load_checkpoint(checkpoint)
+    assert not verify(
+        mini, Cache.open(tmp_path / "lying.h5"), policy, note, top=1, fresh_batches=2, sweep_all=False
+    ).faithful
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "message"),
+    [
+        ("/", {"tokenizer_sha256": "0" * 64}, "another tokenizer"),
+        ("/tasks/ioi", {"generator_version": 99}, "version 99 of their generator"),
+    ],
+)
+def test_prompts_that_are_not_this_models_are_refused(mini, small_cache, checkpoint, tmp_path, group, change, message):
+    content = read_content(small_cache.path)
+    attributes = {**content.attributes, group: {**content.attributes[group], **change}}
+    write_content(tmp_path / "other.h5", Content(content.arrays, attributes))
+    policy, note = load_checkpoint(checkpoint)
+    with pytest.raises(FileError, match=message):
+        verify(mini, Cache.open(tmp_path / "other.h5"), policy, note, top=1, fresh_batches=1)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(mini, small_cache, checkpoint, tmp_path):
+    content = read_content(small_cache.path)
+    arrays = {**content.arrays, "/tasks/ioi/answers": content.arrays["/tasks/ioi/answers"] + 10_000}
+    write_content(tmp_path / "other.h5", Content(arrays, content.attributes))
+    policy, note = load_checkpoint(checkpoint)
+    with pytest.raises(FileError, match="beyond the model's vocabulary"):
+        verify(mini, Cache.open(tmp_path / "other.h5"), policy, note, top=1, fresh_batches=1)
+
+
+def test_the_command_ends_with_0_3_and_4(small_cache, checkpoint, tmp_path, call):
+    flags = ("--fresh-batches", 8, "--top", 1, "--device", "cpu")
+    written = tmp_path / "it is.json"
+    code, out, _ = call(verify_command, checkpoint, "--cache", small_cache.path, *flags, "--out", written)
+    assert code == 0
+    assert "CONFIRMED" in out
+    found = json.loads(written.read_text())
+    assert found["confirmed"]
+    assert found["command"].startswith(f"mechrl-verify {checkpoint} --cache {small_cache.path} --fresh-batches 8")
+    assert found["command"].endswith(f"--out '{written}'"), "a shell takes it as it was"
+    for taken in (checkpoint, small_cache.path):
+        before = taken.read_bytes()
+        code, _, err = call(verify_command, checkpoint, "--cache", small_cache.path, "--out", taken)
+        assert code == 2
+        assert "would overwrite what is verified" in err
+        assert taken.read_bytes() == before
+    lying = altered(small_cache, tmp_path / "lying.h5", lambda name, values: values * 0.9)
+    code, out, err = call(verify_command, checkpoint, "--cache", lying.path, *flags)
+    assert code == 3
+    assert "NOT CONFIRMED" in out
+    assert "not the very cache" in err
+    changed = bytearray(lying.path.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    lying.path.write_bytes(changed)
+    code, _, err = call(verify_command, checkpoint, "--cache", lying.path)
+    assert code == 4
+    assert "was changed" in err
+
+
+def test_a_cache_of_another_model_is_refused(small_cache, checkpoint, tmp_path):
+    _, note = load_checkpoint(checkpoint)
+    check_fits(small_cache, note)
+    with pytest.raises(FileError, match="its model is ffff"):
+        check_fits(small_cache, replace(note, model_sha256="f" * 64))
+    with pytest.raises(FileError, match="its ablation is mean"):
+        check_fits(small_cache, replace(note, ablation="mean"))
+    with pytest.raises(FileError, match="built from another model"):
+        check_fits(small_cache, note, "f" * 64)
+    with pytest.raises(FileError, match="searches with attribution"):
+        check_fits(small_cache, replace(note, hints=True))
+    with pytest.raises(FileError, match="it knows task 'greater_than'"):
+        check_fits(small_cache, replace(note, hold_out=["greater_than"]))
+
+
+def test_fresh_prompts_are_not_in_the_cache(mini, small_cache):
+    for task in small_cache.tasks:
+        fresh, old = fresh_prompts(mini, small_cache, task, 64), small_cache.prompts(task)
+        assert len(fresh) == 64
+        assert not set(fresh.answers.ravel()) & set(old.answers[old.split == 0].ravel()), "of the evaluation half"
+        assert not {r.tobytes() for r in fresh.tokens} & {r[: fresh.tokens.shape[1]].tobytes() for r in old.tokens}
+
+
+def test_most_picked_are_those_most_often_best():
+    """Head 1 is best twice, head 0 once; head 2 has the higher mean of the others."""
+    evaluation = Evaluation(
+        "t",
+        picked=np.array([[0, 1, 2], [1, 2, 3], [1, 0, 3]]),
+        seen=np.array([[9, 1, 8], [5, 4, 0], [3, 2, 1]], np.float32),
+        runs=np.zeros((3, 3)),
+        scores=np.zeros((3, 5)),
+        true_scores=np.zeros((3, 5)),
+    )
+    assert most_picked(evaluation, 3).tolist() == [1, 0, 2]
+    assert most_picked(evaluation, 9).tolist() == [1, 0, 2, 3], "only heads that were picked"
