@@ -45,7 +45,7 @@ def bench(
         found = all_methods(plugin, checkpoint)
         if as_json:
             return app.print_json({m.name: {"track": m.track, "exploratory": m.exploratory} for m in found.values()})
-        from mechrl.reporting.tables import print_table
+        from mechrl.tables import print_table
 
         rows = [[m.name, m.track, "exploratory" if m.exploratory else ""] for m in found.values()]
         return print_table("", ["method", "track", "status"], rows)

@@ -183,7 +183,7 @@ def check(path, task_names, skip_bad_lines, model, revision, device, threads, as
     found = check_task(loaded, file)
     if as_json:
         return app.print_json({**vars(found), "worst": [vars(prompt) for prompt in found.worst]})
-    from mechrl.reporting.tables import print_table
+    from mechrl.tables import print_table
 
     skipped = f" without the {found.skipped} {file.unit}s that do not fit" if found.skipped else ""
     click.echo(
@@ -239,7 +239,7 @@ def tasks(name, show, model, seed, as_json):
                 for t in chosen
             }
         )
-    from mechrl.reporting.tables import print_table
+    from mechrl.tables import print_table
 
     if not name:
         print_table("", ["task", "family", "source"], [[t.name, t.family, t.source] for t in chosen], text="source")
@@ -335,7 +335,7 @@ def top(path, tasks, by, n, as_json):
     rows = {task: top_heads(opened, task, n, by) for task in tasks or opened.tasks}
     if as_json:
         return app.print_json({task: [vars(row) for row in found] for task, found in rows.items()})
-    from mechrl.reporting.tables import print_table, shown
+    from mechrl.tables import print_table, shown
 
     if opened.imported:
         for task, found in rows.items():
@@ -392,7 +392,7 @@ def pairs(path, tasks, n, as_json):
     found = {task: top_pairs(opened, task, n) for task in tasks or opened.tasks}
     if as_json:
         return app.print_json({task: [vars(pair) for pair in of] for task, of in found.items()})
-    from mechrl.reporting.tables import print_table, shown
+    from mechrl.tables import print_table, shown
 
     for task, of in found.items():
         print_table(
@@ -423,7 +423,7 @@ def attribution(path, tasks, as_json):
         found["control"] = agreement(opened, None)
     if as_json:
         return app.print_json({task: {name: vars(a) for name, a in of.items()} for task, of in found.items()})
-    from mechrl.reporting.tables import print_table
+    from mechrl.tables import print_table
 
     for task, of in found.items():
         rows = [["all heads", *(a.heads for a in of.values())]]
@@ -459,7 +459,7 @@ def roles(model, revision, device, n, as_json):
     if as_json:
         scores = {name: dict(zip(heads, values.tolist(), strict=True)) for name, values in found.items()}
         return app.print_json({"model": model, "model_sha256": loaded.sha256, "roles": scores})
-    from mechrl.reporting.tables import print_table
+    from mechrl.tables import print_table
 
     best = {name: (-values).argsort(kind="stable")[:n] for name, values in found.items()}
     columns = [[f"{heads[site]} ({found[name][site]:.2f})" for site in sites] for name, sites in best.items()]
@@ -577,7 +577,7 @@ def _print_info(opened, as_json: bool) -> None:
     control = float(opened.content.arrays["/control/clean"].mean())
     if as_json:
         return app.print_json({"path": str(opened.path), **opened.attributes, "tasks": tasks, "control_loss": control})
-    from mechrl.reporting.tables import print_table
+    from mechrl.tables import print_table
 
     a = opened.attributes
     click.echo(f"{opened.path}: {a['ablation']} ablation of {opened.n_layers} × {opened.n_heads} heads of {a['model']}")
@@ -611,7 +611,7 @@ def _print_imported(opened, as_json: bool) -> None:
     a = opened.attributes
     if as_json:
         return app.print_json({"path": str(opened.path), **a, "tasks": tasks})
-    from mechrl.reporting.tables import print_table
+    from mechrl.tables import print_table
 
     click.echo(f"{opened.path}: scores of {opened.n_layers} × {opened.n_heads} heads, measured elsewhere")
     click.echo(f"imported from {a['imported']} (sha256 {a['imported_sha256'][:12]}); no prompts, it cannot be replayed")

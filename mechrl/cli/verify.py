@@ -112,7 +112,8 @@ def verify(
 
 
 def _print(result) -> None:
-    from mechrl.reporting.tables import print_table, shown, verification_rows
+    from mechrl.reporting.rows import verification_rows
+    from mechrl.tables import print_table, shown
 
     head = result.cache.head
     for r in result.tasks:

@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mechrl.cache.storage import write_whole
-from mechrl.reporting.tables import print_table
 from mechrl.search.bench.run import BUDGETS, Benchmark
 from mechrl.search.bench.statistics import family_means, hierarchical
 from mechrl.search.bench.verdict import AGENTS, Verdict
 from mechrl.search.methods.registry import Method
 from mechrl.search.problem import REFERENCE, TRACKS
 from mechrl.search.protocol import RATIO_PICKS
+from mechrl.tables import print_table
 
 SHOWN_PICKS = (1, 3, 5, 10, 25)
 

@@ -6,8 +6,8 @@ from mechrl.reporting.blocks import Block, Figure, Table
 from mechrl.reporting.claims import number
 from mechrl.reporting.figures import lines
 from mechrl.reporting.findings import BenchOnCache
+from mechrl.reporting.rows import search_rows
 from mechrl.reporting.run import CheckpointFile
-from mechrl.reporting.tables import search_rows
 from mechrl.search.bench.run import BUDGETS
 from mechrl.search.bench.verdict import AGENTS
 from mechrl.search.protocol import coverage_k, mean_curve

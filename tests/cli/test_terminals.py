@@ -22,7 +22,7 @@ from mechrl.building.build import BuildSettings, build
 from mechrl.cache.imported import import_table
 from mechrl.cache.top import top_heads
 from mechrl.cli.verify import _print as print_verification
-from mechrl.reporting.tables import print_table, shown
+from mechrl.tables import print_table, shown
 
 WIDTHS = (40, 80, 100, 120, 200)
 STYLE = re.compile(r"\x1b\[[0-9;]*m")

@@ -27,8 +27,8 @@ from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
 from mechrl.errors import FileError, UsageError
 from mechrl.reporting.heatmap import draw_heatmaps
-from mechrl.reporting.tables import print_table
 from mechrl.search.ppo.checkpoint import load_checkpoint, move
+from mechrl.tables import print_table
 from mechrl.tasks import read_task_file
 
 SECONDS = 10

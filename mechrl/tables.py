@@ -1,20 +1,19 @@
-"""Tables in the terminal."""
+"""Tables, on a terminal and in a notebook."""
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from html import escape
+from typing import Any
 
+import numpy as np
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Column, Table
 
-if TYPE_CHECKING:  # they need torch, which a table of a cache does not
-    from mechrl.intervals import Estimate
-    from mechrl.search.protocol import Evaluation
-    from mechrl.verification.verification import TaskResult
+from mechrl.intervals import Estimate
 
 NARROWEST = 40  # a terminal with fewer columns breaks the lines itself
 ENDLESS = 1_000_000  # the width of what is no terminal
@@ -65,6 +64,39 @@ def print_table(
         console.print(Padding(_printable(note), (0, 0, 0, 2), expand=False), style="dim")
     if any(notes):
         console.print()
+
+
+def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> str:
+    """The same table for a notebook, as HTML; every text in it is escaped."""
+    head = "".join(f"<th>{escape(_on_one_line(column))}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(_as_text(value))}</td>" for value in row) + "</tr>" for row in rows)
+    return (
+        f"<table><caption>{escape(_printable(title))}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+        f"</table><p>{escape(_printable(caption))}</p>"
+    )
+
+
+def html_heatmap(title: str, values: np.ndarray) -> str:
+    """One number of every head for a notebook, as an HTML table of coloured cells: layers down, heads across.
+
+    :param values: [layer, head]; red above zero, blue below, as strong as the share of the largest absolute value.
+    """
+    largest = float(np.abs(values).max()) or 1.0
+    cell = '<td style="background:rgba({},{:.2f})" title="{}.{}: {:.3f}">{:.2f}</td>'
+    rows = [
+        f"<tr><th>{layer}</th>"
+        + "".join(
+            cell.format("214,39,40" if v > 0 else "31,119,180", abs(v) / largest, layer, head, v, v)
+            for head, v in enumerate(of_layer.tolist())
+        )
+        + "</tr>"
+        for layer, of_layer in enumerate(values)
+    ]
+    heads = "".join(f"<th>{head}</th>" for head in range(values.shape[1]))
+    return (
+        f"<table><caption>{escape(_printable(title))}</caption><thead><tr><th>layer</th>{heads}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def _console() -> Console:
@@ -134,47 +166,6 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def search_rows(evaluations: "Sequence[tuple[str, Evaluation]]") -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a table of methods, from (method, evaluation) pairs of one task."""
-    summaries = [(name, evaluation.summary()) for name, evaluation in evaluations]
-    columns = list(summaries[0][1])
-    headers = [column.replace("ratio@", "ratio\nafter ").replace(" after ", "\nafter ") for column in columns]
-    return ["method", *headers], [[name, *(s[c] for c in columns)] for name, s in summaries]
-
-
-def verification_rows(result: "TaskResult", head: Callable[[int], str]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a task's table of tested heads.
-
-    :param head: gives the name of a site.
-    """
-    columns = ["head", "cached\nscore", "live\nscore", "difference", "fresh score", "fresh damage", "of the\nclean"]
-    columns += [
-        "p (Holm)",
-        "rank" if result.swept else "above\nrandom",
-        "direct",
-        "damage\non other tasks",
-        "replicates",
-    ]
-    rows = [
-        [
-            head(h.site),
-            h.cached,
-            h.live,
-            f"{h.difference:.1e}",
-            shown(h.test.score),
-            shown(h.test.damage),
-            f"{h.test.share:.0%}",
-            f"{h.test.p_adjusted:.4f}",
-            "{:.0f} ({:.0f} to {:.0f})".format(*h.test.rank) if h.test.rank else f"{h.test.stands:.0%}",
-            shown(h.direct),
-            shown(h.elsewhere),
-            h.test.why or "yes",
-        ]
-        for h in result.heads
-    ]
-    return columns, rows
-
-
-def shown(estimate: "Estimate | None") -> str | None:
+def shown(estimate: Estimate | None) -> str | None:
     """A mean with its 95 % interval."""
     return None if estimate is None else "{:.2f} ({:.2f} to {:.2f})".format(*estimate)
