@@ -7,8 +7,9 @@ from helpers import SIZES, randomize, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mechrl.ablation import reference
+from mechrl.ablation.forward import Forward
 from mechrl.ablation.self_check import check_logits, self_check
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.sweep import sweep_task
 from mechrl.building.check import clean_measures
 from mechrl.errors import UsageError
 from mechrl.models import check_length, load_model
@@ -51,12 +52,12 @@ def test_rows_of_other_models_share_a_batch(mini):
 def test_every_number_is_that_of_the_prompt_alone(long_rope):
     """Clean and ablated, by the sweep and by the slow reference."""
     prompts = prompts_of(15, 130, 60, 97)
-    sweep = Sweep(long_rope)
-    clean, ablated = sweep.task(prompts)
+    forward = Forward(long_rope)
+    clean, ablated = sweep_task(forward, prompts)
     said, slow = clean_measures(long_rope, prompts)[0]["logit_diff"], reference.logit_diff(long_rope, prompts, 5)
     for row in range(len(prompts)):
         alone = prompts[np.array([row])]
-        alone_clean, alone_ablated = sweep.task(alone)
+        alone_clean, alone_ablated = sweep_task(forward, alone)
         np.testing.assert_allclose(clean["logit_diff"][row], alone_clean["logit_diff"][0], atol=2e-5)
         np.testing.assert_allclose(ablated["logit_diff"][row], alone_ablated["logit_diff"][0], atol=2e-5)
         np.testing.assert_allclose(said[row], alone_clean["logit_diff"][0], atol=2e-5)
@@ -66,10 +67,10 @@ def test_every_number_is_that_of_the_prompt_alone(long_rope):
 def test_the_self_check_sees_a_number_that_depends_on_its_neighbours(long_rope, monkeypatch):
     prompts = prompts_of(15, 130)
     expected = check_logits(long_rope, prompts)
-    assert self_check(Sweep(long_rope), prompts, expected) < 1e-5
+    assert self_check(Forward(long_rope), prompts, expected) < 1e-5
     monkeypatch.setattr(type(long_rope.regimes), "split", lambda self, length: [np.arange(len(length))])
     with pytest.raises(Exception, match="self-check failed"):
-        self_check(Sweep(long_rope), prompts, expected)
+        self_check(Forward(long_rope), prompts, expected)
 
 
 def test_a_model_that_remembers_what_it_has_seen_is_refused(long_rope, monkeypatch):

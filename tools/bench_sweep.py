@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from mechrl.ablation import reference
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.sweep import sweep_control, sweep_task
 from mechrl.building.flops import Shape
 from mechrl.cli import app
 from mechrl.models import MINI, Model, cast, load_model, pick_device
@@ -75,16 +76,16 @@ def bench(model: Model, kind: str, batch_size: int, rounds: int) -> dict:
     )
     n_sites = model.n_layers * model.n_heads
     sites = [layer * model.n_heads + layer % model.n_heads for layer in range(model.n_layers)]
-    sweep = Sweep(model)
+    forward = Forward(model)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
     def swept(sets: np.ndarray | None = None) -> np.ndarray:
         if kind == "control":
-            return sweep.control(tokens, sets=sets)[1]
-        return sweep.task(prompts, sets=sets)[1]["logit_diff"]
+            return sweep_control(forward, tokens, sets=sets)[1]
+        return sweep_task(forward, prompts, sets=sets)[1]["logit_diff"]
 
-    pairs = sweep.singles()  # each head with one that comes after it: as many passes from the same layers
+    pairs = forward.singles()  # each head with one that comes after it: as many passes from the same layers
     for site in range(n_sites - 1):
         pairs[site, rng.integers(site + 1, n_sites)] = True
 

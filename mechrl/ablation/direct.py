@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechrl.ablation import NOTHING, Replacement
+from mechrl.ablation.forward import CleanRun, Forward, finite
 from mechrl.ablation.measures import measure
-from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.sweep import Sweep, finite
 from mechrl.models import Model
 from mechrl.models.running import at
 from mechrl.tasks import Prompts
 
 
-def direct_effect(sweep: Sweep, prompts: Prompts, replacement: Replacement = NOTHING) -> np.ndarray | None:
+def direct_effect(forward: Forward, prompts: Prompts, replacement: Replacement = NOTHING) -> np.ndarray | None:
     """The direct effect of every head on the logit difference of one batch, in nats, float32 [prompt, site].
 
     What the ablation takes away of a head's output at the position that is read, through the output projection
@@ -25,14 +25,31 @@ def direct_effect(sweep: Sweep, prompts: Prompts, replacement: Replacement = NOT
 
     :param replacement: what is put in, on these prompts.
     :returns: None for a model that does more with a head's output than add it to the residual stream.
+    :raises MachineError: a number is not finite, or one prompt alone does not fit in memory.
     """
-    if not sweep.plain:
+    if not adds_plainly(forward):
         return None
 
     def direct(rows: np.ndarray) -> torch.Tensor:
-        return _direct(sweep, prompts[rows], replacement[rows])
+        return direct_of_run(forward, forward.clean_prompts(prompts[rows], replacement[rows]), prompts[rows])
 
-    return finite(sweep.fitting_memory(direct, prompts.length), "prompt", sweep.named())
+    return finite(forward.in_groups(direct, prompts.length), "prompt", forward.named())
+
+
+@torch.inference_mode()
+def adds_plainly(forward: Forward) -> bool:
+    """Whether the blocks add to the residual stream what their heads and their MLP write, and nothing else."""
+    bridge = forward.model.bridge
+    if not bridge.blocks[-1].mlp.name:
+        return False
+    block = f"blocks.{forward.model.n_layers - 1}"
+    seen: list[torch.Tensor] = []
+    names = ("hook_in", "attn.hook_z", "mlp.hook_out", "hook_out")
+    hooks = [(f"{block}.{name}", lambda tensor, hook: seen.append(tensor)) for name in names]
+    bridge.run_with_hooks(forward.model.some_tokens(4)[None], fwd_hooks=hooks)
+    before, z, mlp, after = seen
+    rest = after - before - bridge.blocks[-1].attn.o(z.flatten(2)) - mlp
+    return bool(rest.abs().max() <= 1e-3 * after.abs().max())
 
 
 def written_alone(block: Any, z: torch.Tensor) -> torch.Tensor:
@@ -54,21 +71,17 @@ def unscaled(model: Model, norm: Any, hidden: torch.Tensor) -> torch.Tensor:
     return (norm(hidden) - norm(torch.zeros_like(hidden))) * _scale(model, hidden)
 
 
-def _direct(sweep: Sweep, prompts: Prompts, replacement: Replacement) -> torch.Tensor:
-    tokens, last, answers, wrongs = sweep.tensors(prompts)
-    model, norm, columns = sweep.model, sweep.model.bridge.ln_final, []
+def direct_of_run(forward: Forward, clean: CleanRun, prompts: Prompts) -> torch.Tensor:
+    """The direct effect of every head on a clean run's prompts, [prompt, site]; of a model that `adds_plainly`."""
+    model, norm, columns = forward.model, forward.model.bridge.ln_final, []
+    slope = _slope(forward, norm(clean.final), *forward.tensors(prompts.answers, prompts.wrongs))
     with torch.inference_mode():
-        entries, final = sweep.clean_run(tokens, last)
-        entries = sweep.with_other(entries, replacement, last, tokens.shape[1])
-    slope = _slope(sweep, norm(final), answers, wrongs)
-    with torch.inference_mode():
-        for entry, block in zip(entries, model.bridge.blocks, strict=True):
-            taken = at(entry.z if entry.other is None else entry.z - entry.other, last)
+        scale = _scale(model, clean.final)[None, :, 0]
+        for layer, block in zip(clean.layers, model.bridge.blocks, strict=True):
+            taken = at(layer.z if layer.other is None else layer.z - layer.other, clean.end)
             written = written_alone(block, taken).flatten(0, 1)
             kept = unscaled(model, norm, written)  # and then divided by the clean scale
-            effect = (kept.view(model.n_heads, len(last), -1).float() / _scale(model, final)[None, :, 0] * slope).sum(
-                -1
-            )
+            effect = (kept.view(model.n_heads, len(clean.end), -1).float() / scale * slope).sum(-1)
             columns.append(effect.T)
     return torch.cat(columns, 1)
 
@@ -81,10 +94,10 @@ def _scale(model: Model, hidden: torch.Tensor) -> torch.Tensor:
     return (centred.pow(2).mean(-1, keepdim=True) + cfg.eps).sqrt()
 
 
-def _slope(sweep: Sweep, normed: torch.Tensor, answers: torch.Tensor, wrongs: torch.Tensor) -> torch.Tensor:
+def _slope(forward: Forward, normed: torch.Tensor, answers: torch.Tensor, wrongs: torch.Tensor) -> torch.Tensor:
     """The gradient of the logit difference by what leaves the final norm, float32 [row, width]."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = normed.clone().requires_grad_()
-        logits = sweep.unembed(normed.clone(), normed=leaf)
+        logits = forward.unembed(normed.clone(), normed=leaf)
         difference = measure(logits, logits.detach(), answers.clone(), wrongs.clone())["logit_diff"]
         return torch.autograd.grad(difference.sum(), leaf)[0][:, 0].float()

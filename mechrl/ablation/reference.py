@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechrl.ablation import NOTHING, Replacement
 from mechrl.ablation.measures import measure, next_token_loss
-from mechrl.ablation.replacement import NOTHING, Replacement
 from mechrl.models import Model
 from mechrl.tasks import Prompts
 

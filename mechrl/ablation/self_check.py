@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from mechrl.ablation import reference
-from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation import NOTHING, Replacement, reference
+from mechrl.ablation.forward import Forward
 from mechrl.errors import MachineError
 from mechrl.models import Model
 from mechrl.tasks import Prompts
@@ -32,7 +31,7 @@ def check_logits(model: Model, prompts: Prompts, replacement: Replacement = NOTH
 
 @torch.inference_mode()
 def self_check(
-    sweep: Sweep,
+    forward: Forward,
     prompts: Prompts,
     expected: torch.Tensor,
     arithmetic: str = "float32",
@@ -46,18 +45,16 @@ def self_check(
     :returns: the largest absolute difference of a logit, divided by that of a logit, or by 1 if it is smaller.
     :raises MachineError: it is above the limit: this model cannot be swept correctly.
     """
-    model = sweep.model
+    model = forward.model
 
     def together(rows: np.ndarray) -> torch.Tensor:
-        tokens, last, _, _ = sweep.tensors(prompts[rows])
-        entries, final = sweep.clean_run(tokens, last)
-        entries = sweep.with_other(entries, replacement[rows], last, tokens.shape[1])
-        found = [sweep.unembed(final)]
+        clean = forward.clean_prompts(prompts[rows], replacement[rows])
+        found = [forward.unembed(clean.final)]
         for sites in _sites(model):
-            found += sweep.logits(entries, sweep.singles(sites), last)
+            found += forward.logits(clean, forward.singles(sites))
         return torch.stack(found, 1)
 
-    found = sweep.fitting_memory(together, prompts.length).transpose(0, 1)
+    found = forward.in_groups(together, prompts.length).transpose(0, 1)
     error = (found - expected).abs().max().item()
     largest = max(1.0, expected.abs().max().item())
     if not error <= LIMITS[arithmetic] * largest:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 import mechrl
-from mechrl.ablation import Ablation
-from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.replacement_maker import ReplacementMaker
+from mechrl.ablation import NOTHING, Ablation, Replacement
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.replacement import ReplacementMaker
 from mechrl.ablation.roles import measure_roles
-from mechrl.ablation.sweep import Sweep
 from mechrl.building.flops import Shape
 from mechrl.building.merge import Part, Piece, join_parts, merge
 from mechrl.building.worker import Recipe, Shard, Swept, Worker
@@ -123,7 +122,7 @@ class Material:
         :raises UsageError: the ablation does not fit a task or the model.
         """
         of = ReplacementMaker(
-            Ablation(settings.ablation), Sweep(model), self.control_tokens, self.control_split, settings.seed
+            Ablation(settings.ablation), Forward(model), self.control_tokens, self.control_split, settings.seed
         )
         return {
             name: of.of_control() if name == "control" else of.of_task(name, self.prompts[name])

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation import sweep
+from mechrl.ablation.forward import Forward
 from mechrl.models import Model, check_length
 from mechrl.tasks import Prompts, TaskFile, Vocabulary
 from mechrl.tasks.base import tokenize
@@ -163,8 +164,8 @@ def _model_notes(model: Model, file: TaskFile, prompts: Prompts, measures: Mappi
 
 def clean_measures(model: Model, prompts: Prompts) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """All measures of the intact model, float32 [prompt] each, and its most probable next token, int [prompt]."""
-    sweep = Sweep(model)
-    parts = [sweep.clean(prompts[first : first + ROWS]) for first in range(0, len(prompts), ROWS)]
+    forward = Forward(model)
+    parts = [sweep.clean_measures(forward, prompts[first : first + ROWS]) for first in range(0, len(prompts), ROWS)]
     measures = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
     return measures, np.concatenate([part[1] for part in parts])
 

@@ -116,7 +116,7 @@ def sweep_shard(recipe: Recipe, device: str, shard: Shard) -> Swept | MechrlErro
             _worker = None  # one model at a time
             _worker = key, _load(recipe, device)
         if recipe.pass_tokens:
-            _worker[1].sweep.pass_tokens = recipe.pass_tokens
+            _worker[1].forward.pass_tokens = recipe.pass_tokens
         return _worker[1](shard)
     except (UsageError, FileError) as error:
         return type(error)(f"the worker on {socket.gethostname()} (process {os.getpid()}): {error}")

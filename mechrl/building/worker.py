@@ -3,17 +3,18 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 import mechrl
-from mechrl.ablation.attribution import attribute_control, attribute_task, head_features
-from mechrl.ablation.direct import direct_effect
-from mechrl.ablation.replacement import Replacement
+from mechrl.ablation import Replacement
+from mechrl.ablation.attribution import attribute_run, control_slope, memory_weight, task_slope
+from mechrl.ablation.direct import adds_plainly, direct_of_run
+from mechrl.ablation.forward import Forward, finite
+from mechrl.ablation.roles import PatternFeatures, output_norms, shows_patterns
 from mechrl.ablation.self_check import check_logits, self_check
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.sweep import ablated_loss, ablated_measures
 from mechrl.building.merge import Piece
 from mechrl.cache.format import pair_sites
 from mechrl.errors import FileError, MachineError, UsageError
@@ -34,7 +35,7 @@ class Recipe:
 
     :param check: a few prompts and what is put in on them; each worker compares its sweep with the slow reference there
         before it begins.
-    :param pass_tokens: see `Sweep`; None lets each worker find its own.
+    :param pass_tokens: see `Forward`; None lets each worker find its own.
     :param pairs: whether to ablate all pairs of heads, too.
     """
 
@@ -100,9 +101,10 @@ class Worker:
             n_sites = model.n_layers * model.n_heads
             self.pairs = as_sets(pair_sites(n_sites), n_sites) if recipe.pairs else None
             self.exact = recipe.dtype == "float32"  # gradients in less vanish, and take minutes on a CPU
-            self.sweep = Sweep(model, recipe.pass_tokens)
+            self.forward = Forward(model, recipe.pass_tokens)
+            self.adds_plainly, self.shows_patterns = adds_plainly(self.forward), shows_patterns(self.forward)
             arithmetic = "tf32" if recipe.tf32 else recipe.dtype
-            self.self_check_error = self_check(self.sweep, prompts, expected, arithmetic, replacement)
+            self.self_check_error = self_check(self.forward, prompts, expected, arithmetic, replacement)
         except (RuntimeError, ValueError, LookupError, AttributeError) as error:
             raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
         self._alone = threading.Lock()  # hooks of two sweeps at once would act on each other
@@ -120,35 +122,74 @@ class Worker:
             return Swept(
                 shard.piece,
                 {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]},
-                self.sweep.model.device.type,
-                self.sweep.pass_tokens,
+                self.forward.model.device.type,
+                self.forward.pass_tokens,
                 self.self_check_error,
             )
 
-    def _batch(self, shard: Shard, rows: slice) -> dict[str, Any]:
-        replacement = shard.replacement[rows]
+    def _batch(self, shard: Shard, rows: slice) -> dict[str, np.ndarray]:
         try:
-            if shard.prompts is None:
-                assert shard.spans is not None
-                clean_loss, ablated_loss = self.sweep.control(shard.spans[rows], replacement)
-                others = attribute_control(self.sweep, shard.spans[rows], replacement) if self.exact else {}
-                if self.pairs is not None:
-                    others["sets/pairs"] = self.sweep.control(shard.spans[rows], replacement, self.pairs)[1]
-                return {"clean": clean_loss, "ablated": ablated_loss, **others}
-            prompts = shard.prompts[rows]
-            clean, ablated = self.sweep.task(prompts, replacement)
-            direct = direct_effect(self.sweep, prompts, replacement)
-            others = head_features(self.sweep, prompts)
-            if self.exact:
-                others |= attribute_task(self.sweep, prompts, replacement)
-            if self.pairs is not None:
-                together = self.sweep.task(prompts, replacement, self.pairs)[1]["logit_diff"]
-                others["sets/pairs/logit_diff"] = together
+            if shard.prompts is not None:
+                return self._task(shard.prompts[rows], shard.replacement[rows])
+            assert shard.spans is not None
+            return self._control(shard.spans[rows], shard.replacement[rows])
         except MachineError as error:
             first = shard.piece.first_row + rows.start
             raise MachineError(
                 f"{shard.piece.name}, rows {first} to {first + shard.batch_size - 1}: {error}"
             ) from error
-        arrays = {f"clean/{name}": values for name, values in clean.items()}
-        arrays |= {f"ablated/{name}": values for name, values in ablated.items()} | others
-        return arrays if direct is None else arrays | {"direct": direct}
+
+    def _task(self, prompts: Prompts, replacement: Replacement) -> dict[str, np.ndarray]:
+        """Everything about one batch of prompts, from one clean run of each group of them that fits memory."""
+        forward = self.forward
+
+        def measure(rows: np.ndarray) -> dict[str, torch.Tensor]:
+            group, features = prompts[rows], None
+            if self.shows_patterns:
+                features = PatternFeatures(forward, group.length)
+            clean = forward.clean_prompts(group, replacement[rows], self.exact, features.hooks if features else ())
+            tensors: dict[str, torch.Tensor] = {}
+            if self.exact:
+                tensors |= attribute_run(forward, clean, task_slope(forward, group))
+            ((intact, ablated),) = ablated_measures(forward, clean, [group], forward.singles())
+            tensors |= {f"clean/{name}": values for name, values in intact.items()}
+            tensors |= {f"ablated/{name}": values for name, values in ablated.items()}
+            if self.pairs is not None:
+                together = ablated_measures(forward, clean, [group], self.pairs)[0][1]
+                tensors["sets/pairs/logit_diff"] = together["logit_diff"]
+            if self.adds_plainly:
+                tensors |= output_norms(forward, clean) | {"direct": direct_of_run(forward, clean, group)}
+            return tensors | (features.columns() if features else {})
+
+        return self._checked(forward.in_groups(measure, prompts.length, self._weight), "prompt")
+
+    def _control(self, spans: np.ndarray, replacement: Replacement) -> dict[str, np.ndarray]:
+        """Everything about one batch of spans, from one clean run of each group of them that fits memory."""
+        forward = self.forward
+
+        def measure(rows: np.ndarray) -> dict[str, torch.Tensor]:
+            clean = forward.clean_spans(spans[rows], replacement[rows], self.exact)
+            tensors: dict[str, torch.Tensor] = {}
+            if self.exact:
+                tensors |= attribute_run(forward, clean, control_slope(forward, clean))
+            tensors["clean"], tensors["ablated"] = ablated_loss(forward, clean, forward.singles())
+            if self.pairs is not None:
+                tensors["sets/pairs"] = ablated_loss(forward, clean, self.pairs)[1]
+            return tensors
+
+        length = np.full(len(spans), spans.shape[1])
+        return self._checked(forward.in_groups(measure, length, self._weight), "span")
+
+    @property
+    def _weight(self) -> int:
+        return memory_weight(self.forward) if self.exact else 1
+
+    def _checked(self, tensors: dict[str, torch.Tensor], row_name: str) -> dict[str, np.ndarray]:
+        """:raises MachineError: a number is not finite."""
+
+        def heads(name: str) -> Callable[[int], str] | None:
+            if name.startswith("clean"):
+                return None
+            return self.forward.named(self.pairs if name.startswith("sets/") else None)
+
+        return {name: finite(values, row_name, heads(name)) for name, values in tensors.items()}

@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mechrl.ablation import reference
-from mechrl.ablation.replacement import Replacement
-from mechrl.ablation.replacement_maker import ReplacementMaker
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation import Replacement, reference
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.replacement import ReplacementMaker
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import Episodes
 from mechrl.envs.table import ScoreTable
@@ -16,15 +15,15 @@ from mechrl.models import Model
 from mechrl.tasks import TRAIN, Prompts
 
 
-def replacement_maker(cache: Cache, sweep: Sweep) -> ReplacementMaker:
+def replacement_maker(cache: Cache, forward: Forward) -> ReplacementMaker:
     """Makes what a cache's ablation put in place of the heads' outputs.
 
-    :param sweep: of the cache's model.
+    :param forward: of the cache's model.
     :raises FileError: the cache is of an ablation that this mechrl does not know.
     :raises MachineError: the cache is imported.
     """
-    kind, arrays = cache.ablation, cache.content.arrays
-    return ReplacementMaker(kind, sweep, arrays["/control/tokens"], arrays["/control/split"], cache.attributes["seed"])
+    arrays, seed = cache.content.arrays, cache.attributes["seed"]
+    return ReplacementMaker(cache.ablation, forward, arrays["/control/tokens"], arrays["/control/split"], seed)
 
 
 class LiveScores:
@@ -40,7 +39,7 @@ class LiveScores:
         self.model = model
         self.passes = 0  # of the whole model on one batch
         size = cache.batch_size
-        replacements = replacement_maker(cache, Sweep(model))
+        replacements = replacement_maker(cache, Forward(model))
 
         def batches(rows: Prompts | np.ndarray, replacement: Replacement, chosen: np.ndarray) -> list[tuple]:
             rows, replacement = rows[chosen], replacement[chosen]

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mechrl.ablation import Replacement
 from mechrl.ablation.direct import direct_effect
-from mechrl.ablation.replacement import Replacement
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.sweep import sweep_readings, sweep_task
 from mechrl.intervals import Estimate
 from mechrl.tasks import Prompts
 from mechrl.verification.replication import estimate
@@ -21,7 +22,7 @@ class Live:
     :param batch_size: how many prompts go through the model at once.
     """
 
-    sweep: Sweep
+    forward: Forward
     prompts: Prompts
     other: Replacement
     batch_size: int
@@ -31,9 +32,9 @@ class Live:
 
     def readings(self, read: Sequence[Prompts], sites: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Clean logit difference [prompt] and with each site ablated [prompt, column], for each reading."""
-        sets = self.sweep.singles(sites)
+        sets = self.forward.singles(sites)
         parts = [
-            self.sweep.readings(self.prompts[rows], [of[rows] for of in read], self.other[rows], sets)
+            sweep_readings(self.forward, self.prompts[rows], [of[rows] for of in read], self.other[rows], sets)
             for rows in self._batches()
         ]
         return [
@@ -46,12 +47,12 @@ class Live:
 
     def of_sets(self, sets: np.ndarray) -> np.ndarray:
         """The logit difference with the heads of each set ablated, [prompt, set], of bool [set, site]."""
-        parts = [self.sweep.task(self.prompts[rows], self.other[rows], sets)[1] for rows in self._batches()]
+        parts = [sweep_task(self.forward, self.prompts[rows], self.other[rows], sets)[1] for rows in self._batches()]
         return np.concatenate([part["logit_diff"] for part in parts])
 
     def direct(self, sites: Sequence[int]) -> list[Estimate] | None:
         """The direct effect of each site."""
-        parts = [direct_effect(self.sweep, self.prompts[rows], self.other[rows]) for rows in self._batches()]
+        parts = [direct_effect(self.forward, self.prompts[rows], self.other[rows]) for rows in self._batches()]
         effects = [part for part in parts if part is not None]
         if not effects:
             return None

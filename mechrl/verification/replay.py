@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mechrl.ablation import MEASURES, reference
-from mechrl.ablation.replacement import NOTHING, Replacement
+from mechrl.ablation import MEASURES, NOTHING, Replacement, reference
+from mechrl.ablation.forward import Forward
 from mechrl.ablation.self_check import LIMITS
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.sweep import sweep_control, sweep_task
 from mechrl.cache.reader import Cache
 from mechrl.errors import FileError
 from mechrl.models import Model
@@ -112,7 +112,7 @@ def default_tolerance(cache: Cache, model: Model) -> float:
     return max(TOLERANCE, 10 * error * float(reference.logits(model, tokens).abs().max()))
 
 
-def replay_control(cache: Cache, sweep: Sweep, other: Replacement, sites: Sequence[int], rng: Any) -> Replay:
+def replay_control(cache: Cache, forward: Forward, other: Replacement, sites: Sequence[int], rng: Any) -> Replay:
     """Replays some heads on all evaluation spans by the slow reference, and every head on a few spans by the sweep.
 
     :param other: what the ablation puts in, on all spans.
@@ -121,20 +121,22 @@ def replay_control(cache: Cache, sweep: Sweep, other: Replacement, sites: Sequen
     _check_replacement(cache, "/control", other)
     arrays, split = cache.content.arrays, cache.in_split(None, EVALUATION)
     rows, start = _spot_rows(rng, cache.in_split(None, TRAIN)), time.monotonic()
-    clean, ablated = sweep.control(arrays["/control/tokens"][rows], other[rows])
+    clean, ablated = sweep_control(forward, arrays["/control/tokens"][rows], other[rows])
     seconds = (time.monotonic() - start) / len(rows)
     cached, cached_clean = arrays["/control/ablated"], arrays["/control/clean"]
     difference = max(largest(clean - cached_clean[rows]), largest(ablated - cached[rows]))
     spans = arrays["/control/tokens"][split]
-    clean = live_control_loss(sweep.model, cache, spans)
+    clean = live_control_loss(forward.model, cache, spans)
     of_head, effect = {}, {}
     for site in sites:
-        live = live_control_loss(sweep.model, cache, spans, site, other[split])
+        live = live_control_loss(forward.model, cache, spans, site, other[split])
         of_head[site], effect[site] = largest(live - cached[split, site]), float((live - clean).mean())
     return Replay(max(difference, largest(clean - cached_clean[split]), *of_head.values()), of_head, effect, seconds)
 
 
-def replay_task(cache: Cache, sweep: Sweep, task: str, other: Replacement, sites: Sequence[int], rng: Any) -> Replay:
+def replay_task(
+    cache: Cache, forward: Forward, task: str, other: Replacement, sites: Sequence[int], rng: Any
+) -> Replay:
     """Replays some heads on all evaluation prompts by the slow reference, and every head on a few by the sweep.
 
     Clean and ablated numbers are compared apart: what shifts both alike is no damage, but it is a change. The few
@@ -146,17 +148,17 @@ def replay_task(cache: Cache, sweep: Sweep, task: str, other: Replacement, sites
     _check_replacement(cache, f"/tasks/{task}", other)
     arrays, split, prompts = cache.content.arrays, cache.in_split(task, EVALUATION), cache.prompts(task)
     rows, start = _spot_rows(rng, cache.in_split(task, TRAIN)), time.monotonic()
-    clean_measures, ablated_measures = sweep.task(prompts[rows], other[rows])
+    clean_measures, ablated_measures = sweep_task(forward, prompts[rows], other[rows])
     seconds, difference = (time.monotonic() - start) / len(rows), 0.0
     for name in SPOT_MEASURES:
         stored = arrays[f"/tasks/{task}/ablated/{name}"][rows]
         difference = max(difference, largest(clean_measures[name] - cache.clean(task, name)[rows]))
         difference = max(difference, largest(ablated_measures[name] - stored))
     cached = arrays[f"/tasks/{task}/ablated/logit_diff"]
-    clean = live_logit_diff(sweep.model, cache, prompts[split])
+    clean = live_logit_diff(forward.model, cache, prompts[split])
     of_head, effect = {}, {}
     for site in sites:
-        live = live_logit_diff(sweep.model, cache, prompts[split], site, other[split])
+        live = live_logit_diff(forward.model, cache, prompts[split], site, other[split])
         of_head[site], effect[site] = largest(live - cached[split, site]), float((clean - live).mean())
     return Replay(
         max(difference, largest(clean - cache.clean(task)[split]), *of_head.values()), of_head, effect, seconds

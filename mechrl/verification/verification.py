@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.forward import Forward
 from mechrl.cache.reader import Cache
 from mechrl.envs.live import replacement_maker
 from mechrl.intervals import Estimate, bootstrap_means, interval
@@ -194,22 +194,22 @@ def verify(
         for task in names
     }
     chosen = {task: [int(s) for s in most_picked(evaluation, top)] for task, evaluation in evaluations.items()}
-    sweep, rng = Sweep(model), np.random.default_rng()
-    replacements = replacement_maker(cache, sweep)
+    forward, rng = Forward(model), np.random.default_rng()
+    replacements = replacement_maker(cache, forward)
     on_step(0, 1 + len(names))
     sites = sorted({site for heads in chosen.values() for site in heads})
-    control = replay_control(cache, sweep, replacements.of_control(), sites, rng)
+    control = replay_control(cache, forward, replacements.of_control(), sites, rng)
     cached_control = cache.control_damage[cache.in_split(None, EVALUATION)]
     results = []
     for i, task in enumerate(names):
         on_step(1 + i, 1 + len(names))
         picks, prompts = chosen[task], cache.prompts(task)
-        replay = replay_task(cache, sweep, task, replacements.of_task(task, prompts), picks, rng)
+        replay = replay_task(cache, forward, task, replacements.of_task(task, prompts), picks, rng)
         fresh, fresh_from = unseen_prompts(
             model, cache, task, fresh_batches * cache.batch_size, seed, (fresh_files or {}).get(task)
         )
         train = prompts[prompts.split == TRAIN]
-        live = Live(sweep, fresh, replacements.of_task(task, join([train, fresh]))[len(train) :], cache.batch_size)
+        live = Live(forward, fresh, replacements.of_task(task, join([train, fresh]))[len(train) :], cache.batch_size)
         swept = replay.seconds * len(fresh) < SWEEP_SECONDS if sweep_all is None else sweep_all
         swept = swept or len(picks) == cache.n_sites
         measured_sites = np.arange(cache.n_sites) if swept else _with_random_heads(cache, picks, seed)

@@ -12,9 +12,11 @@ from test_sweep import constant_of_head
 from transformers import AutoModelForCausalLM
 
 from mechrl.ablation import FEATURES, Ablation, attribution
-from mechrl.ablation.attribution import attribute_control, attribute_task, head_features, shows_patterns
+from mechrl.ablation.attribution import attribute_control, attribute_task
+from mechrl.ablation.forward import Forward
 from mechrl.ablation.measures import measure, next_token_loss
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.roles import head_features, shows_patterns
+from mechrl.ablation.sweep import sweep_task
 from mechrl.cache.agreement import agreement
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
@@ -47,13 +49,11 @@ class ByHand:
         self.is_task = isinstance(rows, Prompts)
         self.tokens = torch.from_numpy(rows.tokens[:, : rows.length.max()] if self.is_task else rows).long()
         length = rows.length if self.is_task else np.full(len(rows), rows.shape[1])
-        sweep = Sweep(model)
-        with torch.inference_mode():
-            entries = sweep.with_other(
-                sweep.clean_run(self.tokens, None)[0], other, torch.from_numpy(length).long() - 1, self.tokens.shape[1]
-            )
-        self.z = [entry.z for entry in entries]
-        self.taken = [entry.z - (0 if entry.other is None else entry.other) for entry in entries]
+        forward = Forward(model)
+        end = torch.from_numpy(length).long() - 1
+        layers = forward.clean(self.tokens, end, True, other).layers
+        self.z = [layer.z for layer in layers]
+        self.taken = [entry.z - (0 if entry.other is None else entry.other) for entry in layers]
 
     @torch.inference_mode()
     def value(self, change, copies=1):
@@ -102,13 +102,13 @@ class ByHand:
 
 def some_rows(model, kind):
     """(rows, what is put in, their attribution) of some IOI prompts of two lengths, and of some spans."""
-    sweep = Sweep(model)
-    replacements = some_replacements(kind, sweep)
+    forward = Forward(model)
+    replacements = some_replacements(kind, forward)
     prompts, other = some_prompts(model), replacements.of_task("ioi", some_prompts(model))
     chosen = np.array([0, *np.flatnonzero(prompts.length != prompts.length[0])[:1], 25])
     task = prompts[chosen], other[chosen]
     control = replacements.spans[10:13], replacements.of_control()[10:13]
-    return [(*task, attribute_task(sweep, *task)), (*control, attribute_control(sweep, *control))]
+    return [(*task, attribute_task(forward, *task)), (*control, attribute_control(forward, *control))]
 
 
 @pytest.mark.parametrize("kind", [Ablation.ZERO, Ablation.MEAN_TASK, Ablation.COUNTERFACTUAL])
@@ -154,9 +154,9 @@ def test_attribution_is_damage_where_the_model_is_linear(tmp_path, monkeypatch):
         monkeypatch.setitem(norm.__dict__, "_python_norm_forward", lambda hidden: hidden)
     prompts = generate(TASKS["ioi"], model.vocabulary, 4, TRAIN)
     assert len(set(prompts.length)) > 1
-    sweep = Sweep(model)
-    clean, ablated = sweep.task(prompts)
-    found = attribute_task(sweep, prompts)
+    forward = Forward(model)
+    clean, ablated = sweep_task(forward, prompts)
+    found = attribute_task(forward, prompts)
     damage = clean["logit_diff"][:, None] - ablated["logit_diff"]
     assert np.abs(damage).min(0).max() > 0.05
     np.testing.assert_allclose(found["attribution"], damage, atol=1e-4)
@@ -170,11 +170,11 @@ def test_both_are_damage_where_no_head_reads_another(tmp_path):
     columns = (rng.integers(1, 16, (4, 9)), np.full(4, 9), rng.integers(1, 8, (4, 1)), rng.integers(8, 16, (4, 1)))
     tokens, length, answers, wrongs = (column.astype(np.int32) for column in columns)
     prompts = Prompts(tokens, length, answers, wrongs, np.arange(4, dtype=np.int32), np.zeros(4, np.uint8))
-    sweep = Sweep(model)
-    clean, ablated = sweep.task(prompts)
+    forward = Forward(model)
+    clean, ablated = sweep_task(forward, prompts)
     damage = clean["logit_diff"][:, None] - ablated["logit_diff"]
     assert np.abs(damage).max() > 0.05
-    for found in attribute_task(sweep, prompts).values():
+    for found in attribute_task(forward, prompts).values():
         np.testing.assert_allclose(found, damage, rtol=1e-2, atol=1e-3)
 
 
@@ -182,40 +182,40 @@ def test_small_passes_give_the_same(mini):
     prompts = generate(TASKS["ioi"], mini.vocabulary, 5, TRAIN)
     spans = np.random.default_rng(0).integers(1, 700, (5, 20)).astype(np.int32)
     for attribute, rows in ((attribute_task, prompts), (attribute_control, spans), (head_features, prompts)):
-        whole, parts = attribute(Sweep(mini), rows), attribute(Sweep(mini, pass_tokens=40), rows)
+        whole, parts = attribute(Forward(mini), rows), attribute(Forward(mini, pass_tokens=40), rows)
         assert whole.keys() == parts.keys()
         for name in whole:
             np.testing.assert_allclose(whole[name], parts[name], atol=1e-5)
 
 
 def test_control_takes_few_logits_at_a_time(mini, monkeypatch):
-    unembed, sizes = Sweep.unembed, []
+    unembed, sizes = Forward.unembed, []
 
-    def seen(sweep, final):
+    def seen(forward, final):
         sizes.append(len(final))
-        return unembed(sweep, final)
+        return unembed(forward, final)
 
-    sweep = Sweep(mini, pass_tokens=40)
-    monkeypatch.setattr(Sweep, "unembed", seen)
-    attribute_control(sweep, np.random.default_rng(0).integers(1, 700, (2, 20)).astype(np.int32))
+    forward = Forward(mini, pass_tokens=40)
+    monkeypatch.setattr(Forward, "unembed", seen)
+    attribute_control(forward, np.random.default_rng(0).integers(1, 700, (2, 20)).astype(np.int32))
     assert max(sizes) * mini.bridge.cfg.d_vocab <= 40 * 4 * mini.bridge.cfg.d_model
     assert sum(sizes) == 6 * 2 * 19, "each position but the last of each span, at each of 1 + 5 points"
 
 
 def test_attribution_halves_its_groups_until_they_fit(mini, monkeypatch):
     prompts = generate(TASKS["ioi"], mini.vocabulary, 8, TRAIN)
-    expected = attribute_task(Sweep(mini), prompts)["attribution"]
-    run, limit = Sweep.run, 3 * int(prompts.length.max())
+    expected = attribute_task(Forward(mini), prompts)["attribution"]
+    run, limit = Forward.run, 3 * int(prompts.length.max())
 
     def limited(self, hooks, last, rows, **kwargs):
         if rows.numel() > limit and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("no memory left")
         return run(self, hooks, last, rows, **kwargs)
 
-    monkeypatch.setattr(Sweep, "run", limited)
-    sweep = Sweep(mini, pass_tokens=4 * limit)
-    np.testing.assert_allclose(attribute_task(sweep, prompts)["attribution"], expected, atol=1e-5)
-    assert sweep.pass_tokens == limit
+    monkeypatch.setattr(Forward, "run", limited)
+    forward = Forward(mini, pass_tokens=4 * limit)
+    np.testing.assert_allclose(attribute_task(forward, prompts)["attribution"], expected, atol=1e-5)
+    assert forward.pass_tokens == limit
 
 
 def test_features_equal_a_computation_by_hand(tmp_path):
@@ -225,7 +225,7 @@ def test_features_equal_a_computation_by_hand(tmp_path):
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
     prompts = generate(TASKS["ioi"], model.vocabulary, 4, TRAIN)
     assert len(set(prompts.length)) > 1
-    found = head_features(Sweep(model), prompts)
+    found = head_features(Forward(model), prompts)
     assert set(found) == set(FEATURES)
     for i, (row, n) in enumerate(zip(prompts.tokens, prompts.length, strict=True)):
         seen = []
@@ -254,7 +254,7 @@ def test_features_equal_a_computation_by_hand(tmp_path):
 
 
 def test_every_family_shows_its_patterns_and_those_without_a_norm_after_attention_what_they_write(model):
-    found = head_features(Sweep(model), generate(TASKS["ioi"], model.vocabulary, 2, TRAIN))
+    found = head_features(Forward(model), generate(TASKS["ioi"], model.vocabulary, 2, TRAIN))
     has_norm_after = model.bridge.original_model.config.model_type == "gemma2"
     assert set(FEATURES) - set(found) == ({"output_norm"} if has_norm_after else set())
 
@@ -269,20 +269,20 @@ def test_every_family_shows_its_patterns_and_those_without_a_norm_after_attentio
 )
 def test_patterns_that_are_not_what_heads_attend_with_are_left_out(tmp_path, monkeypatch, changed):
     model = load_model(str(save(randomize(ARCHITECTURES["llama"]()), tmp_path)), device="cpu")
-    sweep = Sweep(model)
-    assert shows_patterns(sweep)
+    forward = Forward(model)
+    assert shows_patterns(forward)
     attention = model.bridge.blocks[1].attn
     hook = attention.hook_pattern
     monkeypatch.setitem(attention.__dict__, "hook_pattern", lambda weights: changed(hook, weights))
-    assert not shows_patterns(sweep)
-    assert set(head_features(sweep, generate(TASKS["ioi"], model.vocabulary, 2, TRAIN))) == {"output_norm"}
+    assert not shows_patterns(forward)
+    assert set(head_features(forward, generate(TASKS["ioi"], model.vocabulary, 2, TRAIN))) == {"output_norm"}
 
 
 def test_a_built_cache_holds_them(mini, small_cache):
-    sweep = Sweep(mini)
+    forward = Forward(mini)
     for task in small_cache.tasks:
         rows = small_cache.prompts(task)[24:32]  # a batch of the evaluation split
-        expected = {**attribute_task(sweep, rows), **head_features(sweep, rows)}
+        expected = {**attribute_task(forward, rows), **head_features(forward, rows)}
         found = {
             "attribution": small_cache.attribution(task),
             "attribution_integrated": small_cache.attribution(task, integrated=True),
@@ -293,7 +293,7 @@ def test_a_built_cache_holds_them(mini, small_cache):
             assert values.dtype == np.float32
             assert values.shape == (32, 48)
             np.testing.assert_allclose(values[24:32], expected[name], atol=1e-5)
-    estimated = attribute_control(sweep, small_cache.content.arrays["/control/tokens"][:8])
+    estimated = attribute_control(forward, small_cache.content.arrays["/control/tokens"][:8])
     for integrated, name in ((False, "attribution"), (True, "attribution_integrated")):
         np.testing.assert_allclose(small_cache.control_attribution(integrated)[:8], estimated[name], atol=1e-5)
 

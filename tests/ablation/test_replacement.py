@@ -7,11 +7,11 @@ from helpers import ARCHITECTURES, planted_model, randomize, save
 from test_sweep import constant_of_head
 from transformers import AutoModelForCausalLM
 
-from mechrl.ablation import Ablation, reference
+from mechrl.ablation import NOTHING, Ablation, Replacement, reference
 from mechrl.ablation.direct import direct_effect, unscaled
-from mechrl.ablation.replacement import NOTHING, Replacement
-from mechrl.ablation.replacement_maker import LEAST, ReplacementMaker, mean_table, others
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.replacement import LEAST, ReplacementMaker, mean_table, others
+from mechrl.ablation.sweep import sweep_control, sweep_task
 from mechrl.errors import UsageError
 from mechrl.models import load_model
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, generate, join
@@ -28,22 +28,22 @@ def some_prompts(model, task="ioi"):
     return join([generate(TASKS[task], model.vocabulary, n, split) for n, split in ((24, TRAIN), (8, EVALUATION))])
 
 
-def some_replacements(kind, sweep):
+def some_replacements(kind, forward):
     spans = np.random.default_rng(0).integers(1, 700, (16, 20)).astype(np.int32)
     split = np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [12, 4])
-    return ReplacementMaker(kind, sweep, spans, split, seed=0)
+    return ReplacementMaker(kind, forward, spans, split, seed=0)
 
 
 @pytest.mark.parametrize("kind", Ablation)
 def test_every_kind_equals_the_slow_reference(architecture, kind):
     model = architecture[2]
-    sweep, prompts = Sweep(model), some_prompts(model)
-    replacements = some_replacements(kind, sweep)
+    forward, prompts = Forward(model), some_prompts(model)
+    replacements = some_replacements(kind, forward)
     other, of_control = replacements.of_task("ioi", prompts), replacements.of_control()
     rows = np.arange(18, 30)  # of both splits and of several lengths
-    clean, ablated = sweep.task(prompts[rows], other[rows])
-    loss, ablated_loss = sweep.control(replacements.spans, of_control)
-    zero = sweep.task(prompts[rows])[1]["logit_diff"]
+    clean, ablated = sweep_task(forward, prompts[rows], other[rows])
+    loss, ablated_loss = sweep_control(forward, replacements.spans, of_control)
+    zero = sweep_task(forward, prompts[rows])[1]["logit_diff"]
     tokens = torch.from_numpy(prompts.tokens[rows]).long()
     bound = 1e-5 * max(1.0, reference.logits(model, tokens).abs().max().item())
     for site in range(model.n_layers * model.n_heads):
@@ -61,9 +61,9 @@ def test_every_kind_equals_the_slow_reference(architecture, kind):
 def test_zero_raw_is_zero_in_a_model_that_was_not_folded(architecture):
     name, folder, model = architecture
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
-    sweep, prompts = Sweep(model), generate(TASKS["ioi"], model.vocabulary, 4, TRAIN)
-    other = some_replacements(Ablation.ZERO_RAW, sweep).of_task("ioi", prompts)
-    found = sweep.task(prompts, other)[1]["logit_diff"]
+    forward, prompts = Forward(model), generate(TASKS["ioi"], model.vocabulary, 4, TRAIN)
+    other = some_replacements(Ablation.ZERO_RAW, forward).of_task("ioi", prompts)
+    found = sweep_task(forward, prompts, other)[1]["logit_diff"]
     for layer in range(model.n_layers):
         for head in range(model.n_heads):
             projection, constant = constant_of_head(name, hf, layer, head)
@@ -90,11 +90,11 @@ def test_zero_raw_is_zero_in_a_model_that_was_not_folded(architecture):
 
 
 def test_means_are_counted_from_the_end_and_rare_positions_take_the_mean_over_all(mini):
-    sweep = Sweep(mini)
+    forward = Forward(mini)
     prompts = generate(TASKS["ioi"], mini.vocabulary, 20, TRAIN)
-    table = mean_table(sweep, prompts.tokens, prompts.length)
+    table = mean_table(forward, prompts.tokens, prompts.length)
     z = [
-        [z[0].double().numpy() for z in sweep.head_outputs(row[None, :n])]
+        [z[0].double().numpy() for z in forward.head_outputs(row[None, :n])]
         for row, n in zip(prompts.tokens, prompts.length, strict=True)
     ]
     longest = prompts.length.max()
@@ -111,17 +111,17 @@ def test_means_are_counted_from_the_end_and_rare_positions_take_the_mean_over_al
 
 
 def test_means_come_from_the_training_prompts_alone(mini):
-    sweep = Sweep(mini)
+    forward = Forward(mini)
     prompts = some_prompts(mini)
-    replacements = some_replacements(Ablation.MEAN_TASK, sweep)
+    replacements = some_replacements(Ablation.MEAN_TASK, forward)
     found = replacements.of_task("ioi", prompts)
     train = prompts[prompts.split == TRAIN]
-    np.testing.assert_array_equal(found.table, mean_table(sweep, train.tokens, train.length))
-    of_control = mean_table(sweep, replacements.spans[:12], np.full(12, 20))
+    np.testing.assert_array_equal(found.table, mean_table(forward, train.tokens, train.length))
+    of_control = mean_table(forward, replacements.spans[:12], np.full(12, 20))
     for kind in (Ablation.MEAN_TASK, Ablation.MEAN_CONTROL):
-        np.testing.assert_array_equal(some_replacements(kind, sweep).of_control().table, of_control)
+        np.testing.assert_array_equal(some_replacements(kind, forward).of_control().table, of_control)
     np.testing.assert_array_equal(
-        some_replacements(Ablation.MEAN_CONTROL, sweep).of_task("ioi", prompts).table, of_control
+        some_replacements(Ablation.MEAN_CONTROL, forward).of_task("ioi", prompts).table, of_control
     )
 
 
@@ -141,25 +141,25 @@ def test_resampling_is_a_seeded_derangement_of_training_prompts_of_one_length():
 
 
 def test_the_counterfactual_is_the_twins_own_activation(mini):
-    sweep = Sweep(mini)
+    forward = Forward(mini)
     prompts = some_prompts(mini)
-    other = some_replacements(Ablation.COUNTERFACTUAL, sweep).of_task("ioi", prompts)
+    other = some_replacements(Ablation.COUNTERFACTUAL, forward).of_task("ioi", prompts)
     np.testing.assert_array_equal(other.sources, prompts.corrupted)
     alone = type(prompts)(**{**vars(prompts), "corrupted": None})
     with pytest.raises(UsageError, match="has no counterfactual twins"):
-        some_replacements(Ablation.COUNTERFACTUAL, sweep).of_task("ioi", alone)
+        some_replacements(Ablation.COUNTERFACTUAL, forward).of_task("ioi", alone)
 
 
 def test_the_fingerprint_tells_kinds_and_prompts_apart(mini):
-    sweep = Sweep(mini)
+    forward = Forward(mini)
     prompts = some_prompts(mini)
-    found = {kind: some_replacements(kind, sweep).of_task("ioi", prompts).sha256 for kind in Ablation}
+    found = {kind: some_replacements(kind, forward).of_task("ioi", prompts).sha256 for kind in Ablation}
     assert found[Ablation.ZERO] == found[Ablation.ZERO_RAW] == ""
     assert len(set(found.values())) == 5
     changed = prompts.tokens.copy()
     changed[0, 3] += 1
     changed = type(prompts)(**{**vars(prompts), "tokens": changed})
-    assert some_replacements(Ablation.MEAN_TASK, sweep).of_task("ioi", changed).sha256 != found[Ablation.MEAN_TASK]
+    assert some_replacements(Ablation.MEAN_TASK, forward).of_task("ioi", changed).sha256 != found[Ablation.MEAN_TASK]
 
 
 def keep(seen, name):
@@ -173,9 +173,9 @@ def test_direct_effects_equal_a_computation_by_hand(tmp_path):
     model = load_model(str(folder), device="cpu")
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
     prompts = generate(TASKS["ioi"], model.vocabulary, 3, TRAIN)
-    sweep = Sweep(model)
-    other = some_replacements(Ablation.ZERO_RAW, sweep).of_task("ioi", prompts)
-    found = direct_effect(sweep, prompts, other)
+    forward = Forward(model)
+    other = some_replacements(Ablation.ZERO_RAW, forward).of_task("ioi", prompts)
+    found = direct_effect(forward, prompts, other)
     for i, (row, n) in enumerate(zip(prompts.tokens, prompts.length, strict=True)):
         seen = {}
         handles = [
@@ -203,36 +203,36 @@ def test_in_the_last_layer_of_a_planted_model_damage_is_direct(tmp_path):
     tokens = np.array([[1, 2, 3, 4, 2, 5]] * 4, np.int32)
     column = np.array([[2]] * 4, np.int32)
     prompts = Prompts(tokens, np.full(4, 6, np.int32), column, column + 6, np.arange(4), np.zeros(4, np.uint8))
-    sweep = Sweep(model)
-    clean, ablated = sweep.task(prompts)
+    forward = Forward(model)
+    clean, ablated = sweep_task(forward, prompts)
     damage = clean["logit_diff"][:, None] - ablated["logit_diff"]
-    np.testing.assert_allclose(direct_effect(sweep, prompts), damage, atol=1e-3)
+    np.testing.assert_allclose(direct_effect(forward, prompts), damage, atol=1e-3)
     assert damage[:, 9].min() > 1
 
 
 def test_with_several_answers_the_direct_effect_is_the_slope_of_the_logit_difference(mini):
     """A small step of z along a head of the last layer changes the logit difference by step × direct effect."""
-    sweep = Sweep(mini)
+    forward = Forward(mini)
     prompts = generate(TASKS["copy_suppression"], mini.vocabulary, 4, TRAIN)
     assert prompts.answers.shape[1] > 1
-    none = sweep.task(prompts)
+    none = sweep_task(forward, prompts)
     step = 1e-2
-    site = np.abs(direct_effect(sweep, prompts)).mean(0)[40:].argmax() + 40
-    z = sweep.head_outputs(prompts.tokens)[5][:, :, site % 8].numpy()
+    site = np.abs(direct_effect(forward, prompts)).mean(0)[40:].argmax() + 40
+    z = forward.head_outputs(prompts.tokens)[5][:, :, site % 8].numpy()
     # A table holds one row for all prompts, so one prompt at a time.
     for i in range(4):
         n = prompts.length[i]
         table = np.zeros((6, int(n), 8, 16), np.float32)
         table[5, :, site % 8] = (1 - step) * z[i, :n][::-1]
-        near = sweep.task(prompts[i : i + 1], Replacement(table=table))[1]["logit_diff"][0, site]
+        near = sweep_task(forward, prompts[i : i + 1], Replacement(table=table))[1]["logit_diff"][0, site]
         moved = (none[0]["logit_diff"][i] - near) / step
-        direct = direct_effect(sweep, prompts[i : i + 1])[0, site]
+        direct = direct_effect(forward, prompts[i : i + 1])[0, site]
         assert abs(moved - direct) < 0.3 * abs(direct) + 0.05, "up to what the MLP of its layer and the norm do"
 
 
 def test_where_a_norm_follows_attention_there_is_no_direct_effect(architecture):
     name, _, model = architecture
-    found = direct_effect(Sweep(model), generate(TASKS["ioi"], model.vocabulary, 3, TRAIN), NOTHING)
+    found = direct_effect(Forward(model), generate(TASKS["ioi"], model.vocabulary, 3, TRAIN), NOTHING)
     assert (found is None) == (name == "gemma2")
 
 

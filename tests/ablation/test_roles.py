@@ -11,8 +11,8 @@ from transformer_lens import head_detector
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from mechrl.ablation import ROLES, roles
+from mechrl.ablation.forward import Forward
 from mechrl.ablation.roles import BLOCK, measure_roles, repeated_tokens
-from mechrl.ablation.sweep import Sweep
 from mechrl.building.build import BuildSettings, build, merge_files
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
@@ -95,7 +95,7 @@ def test_attention_scores_are_those_of_transformer_lens_over_the_queries_that_ca
                 exclude_current_token=False,
                 error_measure="mul",
             )
-    ours = roles._attention(Sweep(mini), tokens.numpy())[head_name]
+    ours = roles._attention(Forward(mini), tokens.numpy())[head_name]
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert ours.max() > 0.1
 
@@ -230,7 +230,7 @@ def test_a_score_that_is_not_finite_names_role_and_head(mini, monkeypatch):
 
 def test_small_passes_give_the_same(mini, monkeypatch):
     whole = measure_roles(mini)
-    monkeypatch.setattr(roles, "Sweep", lambda model: Sweep(model, pass_tokens=200))
+    monkeypatch.setattr(roles, "Forward", lambda model: Forward(model, pass_tokens=200))
     for name, values in measure_roles(mini).items():
         np.testing.assert_allclose(values, whole[name], atol=1e-5)
 

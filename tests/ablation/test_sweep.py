@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from mechrl.ablation import Ablation, reference
 from mechrl.ablation import sweep as sweep_module
-from mechrl.ablation.replacement_maker import ReplacementMaker
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.replacement import ReplacementMaker
 from mechrl.ablation.self_check import check_logits, self_check
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.sweep import sweep_control, sweep_readings, sweep_task
 from mechrl.building.flops import Shape
 from mechrl.errors import MachineError
 from mechrl.models import load_model
@@ -76,16 +77,10 @@ def plain_logits(name: str, hf: torch.nn.Module, prompts: Prompts, layer: int, h
         handle.remove()
 
 
-def clean(model, prompts):
-    sweep = Sweep(model)
-    tokens, last, _, _ = sweep.tensors(prompts)
-    return sweep, tokens, last, sweep.clean_run(tokens, last)[0]
-
-
-def of_layer(sweep: Sweep, layer: int) -> np.ndarray:
+def of_layer(forward: Forward, layer: int) -> np.ndarray:
     """Every head of a layer by itself."""
-    n_heads = sweep.model.n_heads
-    return sweep.singles(range(layer * n_heads, (layer + 1) * n_heads))
+    n_heads = forward.model.n_heads
+    return forward.singles(range(layer * n_heads, (layer + 1) * n_heads))
 
 
 def bound(logits: torch.Tensor) -> float:
@@ -95,10 +90,12 @@ def bound(logits: torch.Tensor) -> float:
 def test_sweep_equals_one_hook_per_head_and_plain_modules(architecture, prompts):
     name, folder, model = architecture
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
-    sweep, tokens, last, residuals = clean(model, prompts)
+    forward = Forward(model)
+    clean = forward.clean_prompts(prompts)
+    tokens, last = clean.tokens, clean.end
     effect = 0.0
     for layer in range(model.n_layers):
-        fast = sweep.logits(residuals, of_layer(sweep, layer), last)
+        fast = forward.logits(clean, of_layer(forward, layer))
         for head in range(model.n_heads):
             slow = reference.logits(model, tokens, layer * model.n_heads + head)[torch.arange(len(last)), last]
             plain = plain_logits(name, hf, prompts, layer, head)
@@ -116,7 +113,7 @@ def test_sweep_equals_one_hook_per_head_and_plain_modules(architecture, prompts)
 
 def test_heads_in_several_passes_give_the_same(architecture, prompts):
     model = architecture[2]
-    whole, parts = Sweep(model).task(prompts), Sweep(model, pass_tokens=1).task(prompts)
+    whole, parts = sweep_task(Forward(model), prompts), sweep_task(Forward(model, pass_tokens=1), prompts)
     for measure in whole[1]:
         np.testing.assert_allclose(whole[1][measure], parts[1][measure], atol=1e-5)
 
@@ -132,28 +129,28 @@ def test_heads_ablated_together_equal_one_hook_for_each(architecture, kind):
         row[sites] = True
     drawn = generate(TASKS["ioi"], model.vocabulary, 24, TRAIN)
     spans = np.random.default_rng(0).integers(1, 700, (8, 20)).astype(np.int32)
-    sweep = Sweep(model, pass_tokens=200)
-    replacements = ReplacementMaker(kind, sweep, spans, np.zeros(8, np.uint8), 0)
+    forward = Forward(model, pass_tokens=200)
+    replacements = ReplacementMaker(kind, forward, spans, np.zeros(8, np.uint8), 0)
     other, of_control = replacements.of_task("ioi", drawn)[:4], replacements.of_control()
     prompts = drawn[:4]
-    found = sweep.task(prompts, other, sets)[1]["logit_diff"]
-    loss = sweep.control(spans, of_control, sets)[1]
-    alone = sweep.task(prompts, other)[1]["logit_diff"]
+    found = sweep_task(forward, prompts, other, sets)[1]["logit_diff"]
+    loss = sweep_control(forward, spans, of_control, sets)[1]
+    alone = sweep_task(forward, prompts, other)[1]["logit_diff"]
     np.testing.assert_allclose(found[:, 2], alone[:, 11], atol=1e-5)
     for i, sites in enumerate(SETS):
         np.testing.assert_allclose(found[:, i], reference.logit_diff(model, prompts, sites, other), atol=1e-4)
         np.testing.assert_allclose(loss[:, i], reference.control_loss(model, spans, sites, of_control), atol=1e-5)
-    summed = alone[:, [0, 5]].sum(1) - 2 * sweep.task(prompts, other)[0]["logit_diff"]
-    together = found[:, 1] - sweep.task(prompts, other)[0]["logit_diff"]
+    summed = alone[:, [0, 5]].sum(1) - 2 * sweep_task(forward, prompts, other)[0]["logit_diff"]
+    together = found[:, 1] - sweep_task(forward, prompts, other)[0]["logit_diff"]
     assert np.abs(summed - together).max() > 1e-3, "two heads do what each does alone, so nothing was joint"
 
 
 def test_two_readings_of_one_run_are_what_two_runs_give(architecture, prompts):
-    sweep = Sweep(architecture[2])
+    forward = Forward(architecture[2])
     turned = replace(prompts, answers=prompts.wrongs, wrongs=prompts.answers)
-    found = sweep.readings(prompts, [prompts, turned])
+    found = sweep_readings(forward, prompts, [prompts, turned])
     for of, (clean, ablated) in zip((prompts, turned), found, strict=True):
-        expected_clean, expected = sweep.task(of)
+        expected_clean, expected = sweep_task(forward, of)
         for name in expected:
             np.testing.assert_array_equal(clean[name], expected_clean[name])
             np.testing.assert_array_equal(ablated[name], expected[name])
@@ -162,7 +159,7 @@ def test_two_readings_of_one_run_are_what_two_runs_give(architecture, prompts):
 def test_control_loss_equals_one_hook_per_head(architecture):
     model = architecture[2]
     spans = np.random.default_rng(0).integers(1, 700, (5, 20)).astype(np.int32)
-    loss, ablated = Sweep(model).control(spans)
+    loss, ablated = sweep_control(Forward(model), spans)
     np.testing.assert_allclose(loss, reference.control_loss(model, spans), atol=1e-5)
     for site in range(ablated.shape[1]):
         np.testing.assert_allclose(ablated[:, site], reference.control_loss(model, spans, site), atol=1e-5)
@@ -176,7 +173,8 @@ def test_control_loss_equals_one_hook_per_head(architecture):
 
 def test_no_block_below_the_ablated_layer_runs(architecture, prompts):
     model = architecture[2]
-    sweep, _, last, residuals = clean(model, prompts)
+    forward = Forward(model)
+    clean = forward.clean_prompts(prompts)
     for layer in range(model.n_layers):
         calls = [0] * model.n_layers
         handles = [
@@ -185,7 +183,7 @@ def test_no_block_below_the_ablated_layer_runs(architecture, prompts):
             )
             for i, block in enumerate(model.bridge.blocks)
         ]
-        sweep.logits(residuals, of_layer(sweep, layer), last)
+        forward.logits(clean, of_layer(forward, layer))
         for handle in handles:
             handle.remove()
         assert calls == [0] * layer + [1] * (model.n_layers - layer)
@@ -193,17 +191,18 @@ def test_no_block_below_the_ablated_layer_runs(architecture, prompts):
 
 def test_the_last_block_and_the_unembedding_see_one_position_for_a_task(architecture, prompts):
     model = architecture[2]
-    sweep, _, last, residuals = clean(model, prompts)
+    forward = Forward(model)
+    clean = forward.clean_prompts(prompts)
     seen = []
     handles = [
         module.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
         for module in (model.bridge.blocks[-1].mlp.hook_out, model.bridge.unembed.original_component)
     ]
-    sweep.logits(residuals, sweep.singles([0, 1]), last)
+    forward.logits(clean, forward.singles([0, 1]))
     for handle in handles:
         handle.remove()
     rows = 2 * len(prompts)
-    assert seen[0] == (rows, 1, residuals[0].residual.shape[-1])
+    assert seen[0] == (rows, 1, clean.layers[0].residual.shape[-1])
     assert sum(shape[0] * shape[1] for shape in seen[1:]) <= rows + 1
 
 
@@ -211,7 +210,7 @@ def test_control_takes_the_vocabulary_in_chunks(architecture, monkeypatch):
     """A soft cap comes after the unembedding, which is then asked for few positions at a time instead."""
     name, _, model = architecture
     spans = np.random.default_rng(0).integers(1, 700, (4, 20)).astype(np.int32)
-    whole = Sweep(model).control(spans)[1]
+    whole = sweep_control(Forward(model), spans)[1]
     sizes = []
     chunked = sweep_module._chunked_loss
 
@@ -219,16 +218,16 @@ def test_control_takes_the_vocabulary_in_chunks(architecture, monkeypatch):
         sizes.append((len(hidden) * step, step))
         return chunked(hidden, weight, bias, targets, step)
 
-    def seen_rows(sweep, final):
+    def seen_rows(forward, final):
         sizes.append((len(final) * 1106, 0))
-        return unembed(sweep, final)
+        return unembed(forward, final)
 
-    unembed = Sweep.unembed
+    unembed = Forward.unembed
     if name == "gemma2":
-        monkeypatch.setattr(Sweep, "unembed", seen_rows)
+        monkeypatch.setattr(Forward, "unembed", seen_rows)
     monkeypatch.setattr(sweep_module, "_chunked_loss", seen)
-    sweep = Sweep(model, pass_tokens=40)
-    np.testing.assert_allclose(sweep.control(spans)[1], whole, atol=1e-5)
+    forward = Forward(model, pass_tokens=40)
+    np.testing.assert_allclose(sweep_control(forward, spans)[1], whole, atol=1e-5)
     assert max(size for size, _ in sizes) <= 40 * 128, "no more than the widest tensor of a pass"
     assert max(step for _, step in sizes) < 1106 / 2, "the vocabulary was not cut"
 
@@ -239,7 +238,7 @@ def test_the_floor_is_below_what_torch_counts_and_not_far(mini, task):
     prompts = Prompts(spans, np.full(32, 61), spans[:, :1], spans[:, 1:2], np.arange(32), np.zeros(32))
     shape = Shape.of(mini)
     with FlopCounterMode(display=False) as counter:
-        Sweep(mini).task(prompts) if task else Sweep(mini).control(spans)
+        sweep_task(Forward(mini), prompts) if task else sweep_control(Forward(mini), spans)
     assert 0.75 < shape.sweep(32, 61, task) / counter.get_total_flops() < 1
     with FlopCounterMode(display=False) as counter:
         reference.logits(mini, torch.from_numpy(spans).long())
@@ -248,21 +247,21 @@ def test_the_floor_is_below_what_torch_counts_and_not_far(mini, task):
 
 def test_blocks_run_again_after_an_error(architecture, prompts):
     model = architecture[2]
-    before = Sweep(model).task(prompts)[0]["logit_diff"]
+    before = sweep_task(Forward(model), prompts)[0]["logit_diff"]
     with pytest.raises(RuntimeError, match="in the middle"), skipped(model.bridge.blocks):
         raise RuntimeError("in the middle")
-    np.testing.assert_array_equal(Sweep(model).task(prompts)[0]["logit_diff"], before)
+    np.testing.assert_array_equal(sweep_task(Forward(model), prompts)[0]["logit_diff"], before)
 
 
 def test_self_check_passes_and_can_fail(architecture, prompts):
     model = architecture[2]
     expected = check_logits(model, prompts)
-    assert self_check(Sweep(model), prompts, expected) <= 1e-5
+    assert self_check(Forward(model), prompts, expected) <= 1e-5
     for row in range(len(expected)):  # the clean run, and each of the heads
         wrong = expected.clone()
         wrong[row] += 0.01
         with pytest.raises(MachineError, match="self-check failed"):
-            self_check(Sweep(model), prompts, wrong)
+            self_check(Forward(model), prompts, wrong)
 
 
 def test_sweep_finds_exactly_the_planted_heads(tmp_path):
@@ -278,7 +277,7 @@ def test_sweep_finds_exactly_the_planted_heads(tmp_path):
         group=np.arange(10, dtype=np.int32),
         split=np.zeros(10, np.uint8),
     )
-    clean, ablated = Sweep(model).task(prompts)
+    clean, ablated = sweep_task(Forward(model), prompts)
     damage = (clean["logit_diff"][:, None] - ablated["logit_diff"]).mean(0)
     sites = [layer * 4 + head for layer, head in planted]
     others = np.delete(damage, sites)
@@ -291,4 +290,4 @@ def test_a_number_that_is_not_finite_stops_the_sweep(tmp_path):
     model = load_model(str(save(randomize(ARCHITECTURES["gpt2"]()), tmp_path)), device="cpu")
     model.bridge.original_model.transformer.h[1].mlp.c_fc.bias[0] = torch.nan
     with pytest.raises(MachineError, match="nan on prompt 0 of the batch"):
-        Sweep(model).task(generate(TASKS["ioi"], model.vocabulary, 4, TRAIN))
+        sweep_task(Forward(model), generate(TASKS["ioi"], model.vocabulary, 4, TRAIN))

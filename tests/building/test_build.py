@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,10 @@ from helpers import ARCHITECTURES, SMALL, randomize, save, table_cache
 from scipy import stats
 
 from mechrl.ablation import reference
+from mechrl.ablation.attribution import STEPS
 from mechrl.building import build as build_module
 from mechrl.building.build import BuildSettings, build, merge_files, split_batches
+from mechrl.building.worker import Worker
 from mechrl.cache.format import Content, check_content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import manifest_path, read_content, write_content
@@ -127,9 +130,28 @@ def test_a_number_that_is_not_finite_names_task_and_rows(mini, tmp_path, monkeyp
     def broken(self, prompts, replacement):
         raise MachineError("nan on prompt 3 of the batch with head 0.1 ablated")
 
-    monkeypatch.setattr("mechrl.ablation.sweep.Sweep.task", broken)
+    monkeypatch.setattr("mechrl.building.worker.Worker._task", broken)
     with pytest.raises(MachineError, match=r"ioi, rows 0 to 1: nan on prompt 3 .* head 0.1"):
         build(mini, TINY, tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize(("kind", "with_twins"), [("zero", 0), ("counterfactual", 1)])
+def test_a_batch_is_run_through_the_intact_model_once(mini, tmp_path, monkeypatch, kind, with_twins):
+    """Only what starts from tokens embeds: the intact model, the twins, and the five points of attribution."""
+    embedded = []
+    batch = Worker._batch
+
+    def counted(self, shard, rows):
+        handle = mini.bridge.embed.register_forward_hook(lambda *_: embedded.append(shard.piece.name))
+        try:
+            return batch(self, shard, rows)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(Worker, "_batch", counted)
+    settings = BuildSettings(tasks=("ioi",), batches=3, batch_size=2, control_batches=3, ablation=kind, sets="pairs")
+    build(mini, settings, tmp_path / "out.h5")
+    assert Counter(embedded) == dict.fromkeys(("ioi", "control"), 3 * (1 + with_twins + STEPS))
 
 
 def test_two_builds_of_one_file_at_once_are_refused(mini, tmp_path):

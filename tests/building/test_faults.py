@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.sweep import sweep_task
 from mechrl.building.build import BuildSettings, build
+from mechrl.building.worker import Worker
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import manifest_path, read_content
 from mechrl.errors import FileError, MachineError
@@ -30,7 +32,7 @@ def in_a_process(model, out):
 
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_builds_go_on_and_end_in_the_same_cache(mini, tmp_path, kills):
-    """At random moments of a build's life: of the sweep, the writing of shards, the merge, the manifest."""
+    """At random moments of a build's life: of the forward, the writing of shards, the merge, the manifest."""
     start = time.monotonic()
     process = in_a_process(mini, tmp_path / "whole.h5")
     process.join()
@@ -121,57 +123,57 @@ def test_300_changed_bytes_are_refused_or_change_nothing(small_cache, tmp_path):
 def test_passes_are_halved_until_they_fit(mini, monkeypatch):
     """The allocation fails above a size, as it would on a small device."""
     prompts = generate(TASKS["ioi"], mini.vocabulary, 8, TRAIN)
-    expected = Sweep(mini).task(prompts)[1]["logit_diff"]
+    expected = sweep_task(Forward(mini), prompts)[1]["logit_diff"]
     positions = int(prompts.length.max())
-    run = Sweep.run
+    run = Forward.run
 
     def limited(self, hooks, last, rows, **kwargs):
         if rows.shape[0] * rows.shape[1] > limit:
             raise torch.OutOfMemoryError("no memory left")
         return run(self, hooks, last, rows, **kwargs)
 
-    monkeypatch.setattr(Sweep, "run", limited)
-    sweep = Sweep(mini)
+    monkeypatch.setattr(Forward, "run", limited)
+    forward = Forward(mini)
     limit = 3 * positions
-    before = sweep.pass_tokens
-    np.testing.assert_allclose(sweep.task(prompts)[1]["logit_diff"], expected, atol=1e-4)
-    assert sweep.pass_tokens // positions <= 3
-    assert before > 8 * sweep.pass_tokens
+    before = forward.pass_tokens
+    np.testing.assert_allclose(sweep_task(forward, prompts)[1]["logit_diff"], expected, atol=1e-4)
+    assert forward.pass_tokens // positions <= 3
+    assert before > 8 * forward.pass_tokens
     limit = positions - 1
     with pytest.raises(MachineError, match="out of memory on cpu with a single prompt of"):
-        sweep.task(prompts)
+        sweep_task(forward, prompts)
 
 
 def test_memory_that_ran_out_is_told_from_other_errors(mini, monkeypatch):
     def broken(self, *args, **kwargs):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Sweep, "run", broken)
+    monkeypatch.setattr(Forward, "run", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        Sweep(mini).task(generate(TASKS["ioi"], mini.vocabulary, 2, TRAIN))
+        sweep_task(Forward(mini), generate(TASKS["ioi"], mini.vocabulary, 2, TRAIN))
 
 
 def test_a_resumed_build_takes_the_pass_size_that_was_found(mini, tmp_path, monkeypatch):
     out = tmp_path / "out.h5"
-    task = Sweep.task
+    task = Worker._task
 
     def runs_out_once(self, prompts, replacement):
-        self.pass_tokens = min(self.pass_tokens, 1000)
+        self.forward.pass_tokens = min(self.forward.pass_tokens, 1000)
         return task(self, prompts, replacement)
 
     def stop(done, total):
         if done > total / 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Sweep, "task", runs_out_once)
+    monkeypatch.setattr(Worker, "_task", runs_out_once)
     settings = BuildSettings(tasks=("ioi", "induction"), batches=8, batch_size=2, control_batches=3)
     with pytest.raises(KeyboardInterrupt):
         build(mini, settings, out, on_progress=stop)
     used = []
     monkeypatch.setattr(
-        Sweep,
-        "task",
-        lambda self, prompts, replacement: used.append(self.pass_tokens) or task(self, prompts, replacement),
+        Worker,
+        "_task",
+        lambda self, prompts, replacement: used.append(self.forward.pass_tokens) or task(self, prompts, replacement),
     )
     assert Cache.open(build(mini, settings, out)).attributes["effective_batch"] == 1000
     assert set(used) == {1000}, "the resumed shards were swept in passes of another size"

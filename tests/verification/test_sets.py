@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from helpers import planted_model, save
 
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.sweep import sweep_task
 from mechrl.models import load_model
 from mechrl.reporting import documents
 from mechrl.reporting.claims import of_joint
@@ -87,8 +88,8 @@ def repeating():
 
 def of_model(model, folder, prompts):
     """Gives the logit difference with the heads of each set ablated, on a model."""
-    sweep = Sweep(load_model(str(save(model, folder)), device="cpu"))
-    return lambda sets: sweep.task(prompts, sets=sets)[1]["logit_diff"]
+    forward = Forward(load_model(str(save(model, folder)), device="cpu"))
+    return lambda sets: sweep_task(forward, prompts, sets=sets)[1]["logit_diff"]
 
 
 def test_the_curve_reaches_full_faithfulness_at_exactly_the_planted_heads(repeating, tmp_path):

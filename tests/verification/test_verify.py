@@ -8,7 +8,8 @@ import pytest
 from helpers import SMALL
 
 from mechrl.ablation import Ablation, reference
-from mechrl.ablation.sweep import Sweep
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.sweep import sweep_task
 from mechrl.building.build import build
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
@@ -165,7 +166,7 @@ def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache
     control = small_cache.control_damage[small_cache.in_split(None, EVALUATION)]
     for task in small_cache.tasks:
         fresh = fresh_prompts(mini, small_cache, task, 32)
-        clean, ablated = (part["logit_diff"] for part in Sweep(mini).task(fresh))
+        clean, ablated = (part["logit_diff"] for part in sweep_task(Forward(mini), fresh))
         lower = np.argsort(small_cache.scores(task))[: small_cache.n_sites // 2]
         for draw in range(20):
             picks = np.random.default_rng(draw).choice(lower, 3, replace=False).tolist()
