@@ -15,6 +15,9 @@ from mechrl.building.build import build
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
 from mechrl.models import Model, load_model
+from mechrl.process import keep_freed_memory
+
+keep_freed_memory()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

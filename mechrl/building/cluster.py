@@ -9,6 +9,7 @@ from typing import Any
 
 from mechrl.building.worker import Recipe, Shard, Swept, Worker
 from mechrl.errors import FileError, MachineError, MechrlError, UsageError
+from mechrl.process import keep_freed_memory
 
 TRIES = 3  # of a shard, before its error stops the build
 CONNECT_SECONDS = 10
@@ -127,6 +128,7 @@ def sweep_shard(recipe: Recipe, device: str, shard: Shard) -> Swept | MechrlErro
 def _load(recipe: Recipe, device: str) -> Worker:
     from mechrl.models import load_model, pick_device
 
+    keep_freed_memory()
     device = pick_device(device)
     if device == "cuda":
         device = f"cuda:{_own_gpu()}"

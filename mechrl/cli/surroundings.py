@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mechrl.errors import UsageError
+from mechrl.process import keep_freed_memory
 
 
 def prepare(debug: bool) -> None:
@@ -20,6 +21,7 @@ def prepare(debug: bool) -> None:
     :raises UsageError: the folder that it runs in is gone.
     """
     _open_streams()
+    keep_freed_memory()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
             signal.signal(number, _interrupt)
