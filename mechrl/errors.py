@@ -40,6 +40,15 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
     return UsageError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; without importing torch, whose error on a CPU has no class."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
+
+
 @contextlib.contextmanager
 def refused(what: str) -> Iterator[None]:
     """Turns what a library raises about a model into one sentence of ours; its own is for those who write libraries.
@@ -53,6 +62,6 @@ def refused(what: str) -> Iterator[None]:
     except (MechrlError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "CPUAllocator" in str(error):
+        if is_out_of_memory(error):
             raise MachineError(f"{what}: out of memory") from error
         raise UsageError(f"{what} (--debug shows the library's error)") from error

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mechrl.ablation import NOTHING, Replacement
-from mechrl.errors import MachineError
+from mechrl.errors import MachineError, is_out_of_memory
 from mechrl.models import Model
 from mechrl.models.running import resumed, run, unembed
 from mechrl.tasks import Prompts
@@ -221,7 +221,7 @@ class Forward:
             try:
                 return _in_order([compute(rows) for rows in groups], np.argsort(np.concatenate(groups)))
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             if self.pass_tokens <= length.max() * weight:
                 raise MachineError(
@@ -301,8 +301,3 @@ def _in_order(parts: Sequence[Any], order: np.ndarray) -> Any:
     if isinstance(first, dict):
         return {name: _in_order([part[name] for part in parts], order) for name in first}
     return type(first)(_in_order(place, order) for place in zip(*parts, strict=True))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or in torch's allocator for the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

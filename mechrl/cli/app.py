@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from mechrl.cli.surroundings import prepare, settle, unheard
-from mechrl.errors import MechrlError
+from mechrl.errors import MechrlError, is_out_of_memory
 
 DEBUG = "--debug"
 MINI_CACHE = Path("cache/mini.h5")
@@ -83,7 +83,7 @@ def _explain(error: BaseException) -> int:
 def _message(error: BaseException) -> str:
     if isinstance(error, MechrlError | OSError):
         text = str(error)
-    elif _is_out_of_memory(error):
+    elif is_out_of_memory(error):
         text = "out of memory"
     else:
         what = " ".join(f"{type(error).__name__}: {error}".split())
@@ -97,15 +97,6 @@ def _message(error: BaseException) -> str:
 def _printable(text: str) -> str:
     """A message that may hold what a file says of itself, which must not steer the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Without importing torch, whose error on a GPU is a class of its own and on a CPU none."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-    )
 
 
 def _doing(error: BaseException) -> str:
