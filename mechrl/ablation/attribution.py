@@ -90,7 +90,7 @@ def control_slope(forward: Forward, clean: CleanRun) -> Slope:
         targets = tokens[:, 1:].flatten()
         step = max(1, forward.chunk_numbers // forward.model.bridge.cfg.d_vocab)
         slopes = []
-        for part, target in zip(hidden.split(step), targets.split(step), strict=True):
+        for part, target in zip(torch.split(hidden, step), torch.split(targets, step), strict=True):
             leaf = part.clone().requires_grad_()
             loss = torch.nn.functional.cross_entropy(forward.unembed(leaf), target, reduction="sum")
             slopes.append(torch.autograd.grad(loss, leaf)[0])

@@ -62,13 +62,16 @@ def written_alone(block: Any, z: torch.Tensor) -> torch.Tensor:
     alone = z.new_zeros(n_heads, *z.shape)
     for head in range(n_heads):
         alone[head, :, :, head] = z[:, :, head]
-    written = block.attn.o(alone.flatten(3).flatten(0, 1)) - block.attn.o(torch.zeros_like(z[:1]).flatten(2))
+    written: torch.Tensor = block.attn.o(alone.flatten(3).flatten(0, 1)) - block.attn.o(
+        torch.zeros_like(z[:1]).flatten(2)
+    )
     return written.unflatten(0, (n_heads, len(z)))
 
 
 def unscaled(model: Model, norm: Any, hidden: torch.Tensor) -> torch.Tensor:
     """The linear map that a norm of the model is before it divides by the scale of its input, [..., width]."""
-    return (norm(hidden) - norm(torch.zeros_like(hidden))) * _scale(model, hidden)
+    linear: torch.Tensor = norm(hidden) - norm(torch.zeros_like(hidden))
+    return linear * _scale(model, hidden)
 
 
 def direct_of_run(forward: Forward, clean: CleanRun, prompts: Prompts) -> torch.Tensor:
@@ -91,7 +94,8 @@ def _scale(model: Model, hidden: torch.Tensor) -> torch.Tensor:
     cfg = model.bridge.cfg
     hidden = hidden.float()
     centred = hidden if cfg.normalization_type.startswith("RMS") else hidden - hidden.mean(-1, keepdim=True)
-    return (centred.pow(2).mean(-1, keepdim=True) + cfg.eps).sqrt()
+    variance: torch.Tensor = centred.pow(2).mean(-1, keepdim=True) + cfg.eps
+    return variance.sqrt()
 
 
 def _slope(forward: Forward, normed: torch.Tensor, answers: torch.Tensor, wrongs: torch.Tensor) -> torch.Tensor:

@@ -199,7 +199,7 @@ class Forward:
 
     def _first_layers(self, sets: np.ndarray) -> np.ndarray:
         """The layer of each set's first head, int [set]; 0 for an empty one."""
-        return sets.argmax(1) // self.model.n_heads
+        return np.asarray(sets.argmax(1) // self.model.n_heads)
 
     def in_groups(self, compute: Callable[[np.ndarray], T], length: np.ndarray, weight: int = 1) -> T:
         """`compute` of all rows, a group of them at a time; out of memory, once more with groups of half the size.
@@ -219,7 +219,8 @@ class Forward:
                 positions = int(length[rows].max())
                 groups += np.array_split(rows, -(-len(rows) // max(1, self.pass_tokens // (positions * weight))))
             try:
-                return _in_order([compute(rows) for rows in groups], np.argsort(np.concatenate(groups)))
+                found: T = _in_order([compute(rows) for rows in groups], np.argsort(np.concatenate(groups)))
+                return found
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -264,13 +265,13 @@ def fitting_tokens(model: Model) -> int:
     device, cfg = model.device, model.bridge.cfg
     dtype = next(model.bridge.parameters()).dtype
     if device.type == "cpu":
-        return max(1, CPU_BYTES // (dtype.itemsize * _width(model)))
+        return max(1, int(CPU_BYTES // (dtype.itemsize * _width(model))))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     token_bytes = dtype.itemsize * (12 * cfg.d_model + 4 * _width(model))
-    return min(GPU_TOKENS, 2 ** int(np.log2(max(1, free // 2 // token_bytes))))
+    return min(GPU_TOKENS, 1 << int(np.log2(max(1, free // 2 // token_bytes))))
 
 
 def finite(values: torch.Tensor, row_name: str, heads: Callable[[int], str] | None = None) -> np.ndarray:

@@ -30,7 +30,8 @@ def logits(
         layer, head = divmod(site, model.n_heads)
         new = _head_output(model, tokens, layer, head, replacement, length)
         hooks.append((f"blocks.{layer}.attn.hook_z", partial(_replace_head, head=head, new=new)))
-    return model.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
+    found: torch.Tensor = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
+    return found
 
 
 def _replace_head(z: torch.Tensor, hook: Any, head: int, new: torch.Tensor) -> torch.Tensor:

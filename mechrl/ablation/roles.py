@@ -7,6 +7,7 @@ to is one position, and nothing but the repetition points to it.
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def shows_patterns(forward: Forward) -> bool:
         changed[..., 0] = 1
         return changed
 
-    hooks: list[tuple[str, Callable]] = [(site + "hook_pattern", attend_to_the_first) for site in sites]
+    hooks: list[tuple[str, Callable[..., Any]]] = [(site + "hook_pattern", attend_to_the_first) for site in sites]
     hooks += [(site + "hook_z", lambda z, hook: outputs.append(z.float())) for site in sites]
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TransformerLens warns of what some families do with a changed pattern
@@ -186,7 +187,7 @@ def _attention(forward: Forward, tokens: np.ndarray) -> dict[str, torch.Tensor]:
         columns["bos_attention"].append(pattern[..., 1:, 0].float().mean(-1))
 
     layers = range(forward.model.n_layers)
-    hooks: list[tuple[str, Callable]] = [(f"blocks.{layer}.attn.hook_pattern", keep) for layer in layers]
+    hooks: list[tuple[str, Callable[..., Any]]] = [(f"blocks.{layer}.attn.hook_pattern", keep) for layer in layers]
     forward.run(hooks, None, torch.from_numpy(tokens).to(forward.model.device))
     return {name: torch.cat(values, 1) for name, values in columns.items()}
 

@@ -147,7 +147,7 @@ def _loss(forward: Forward, final: torch.Tensor, tokens: torch.Tensor, bare: boo
         loss = _chunked_loss(hidden, matrix.weight, matrix.bias, targets, max(1, size // len(hidden)))
     else:
         step = max(1, size // bridge.cfg.d_vocab)
-        chunks = zip(positions.split(step), targets.split(step), strict=True)
+        chunks = zip(torch.split(positions, step), torch.split(targets, step), strict=True)
         entropy = torch.nn.functional.cross_entropy
         loss = torch.cat([entropy(forward.unembed(p), target, reduction="none") for p, target in chunks])
     return loss.view(n_sets, len(tokens), -1).mean(-1)
