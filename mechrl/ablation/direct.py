@@ -62,10 +62,9 @@ def written_alone(block: Any, z: torch.Tensor) -> torch.Tensor:
     alone = z.new_zeros(n_heads, *z.shape)
     for head in range(n_heads):
         alone[head, :, :, head] = z[:, :, head]
-    written: torch.Tensor = block.attn.o(alone.flatten(3).flatten(0, 1)) - block.attn.o(
-        torch.zeros_like(z[:1]).flatten(2)
-    )
-    return written.unflatten(0, (n_heads, len(z)))
+    bias = block.attn.o(torch.zeros_like(z[:1]).flatten(2))
+    written: torch.Tensor = block.attn.o(alone.flatten(3).flatten(0, 1)) - bias
+    return written.view(n_heads, len(z), *written.shape[1:])
 
 
 def unscaled(model: Model, norm: Any, hidden: torch.Tensor) -> torch.Tensor:
