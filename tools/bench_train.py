@@ -24,10 +24,10 @@ import torch
 
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.envs.vec import HeadVecEnv
-from mechrl.search.methods.orders import own_order
+from mechrl.search.methods.orders import task_order
 from mechrl.search.ppo.training import PRESETS, Preset, log_evaluation, train
 from mechrl.search.problem import Problem
 from mechrl.search.protocol import evaluate
@@ -60,7 +60,7 @@ def bench_envs(n: int, rounds: int) -> dict:
     picks = default_picks(N_SITES)
     rng = np.random.default_rng(0)
     actions = np.ascontiguousarray(np.argsort(rng.random((n, N_SITES)), 1)[:, :picks].T)
-    episodes = Episodes(made_up_table(), n, picks, drop_signal=0.25)
+    episodes = ParallelEpisodes(made_up_table(), n, picks, drop_signal=0.25)
     env = HeadVecEnv(episodes)
 
     def kernel() -> None:
@@ -132,7 +132,7 @@ def bench_floor(name: str, threads: int, rounds: int) -> dict:
         starts.append((time.perf_counter(), time.process_time()))
 
     starts: list[tuple[float, float]] = []
-    episodes = Episodes(table, preset.n_envs, picks, drop_signal=preset.drop_signal)
+    episodes = ParallelEpisodes(table, preset.n_envs, picks, drop_signal=preset.drop_signal)
     train(episodes, preset, steps=(rounds + 2) * preset.n_envs * picks, on_rollout=mark)
     rollout = preset.n_envs * picks
     # From the end of one rollout to the end of the next: one update and one rollout. The first warms up.
@@ -171,7 +171,7 @@ def lasting(path: Path, seed: int) -> dict:
     preset, picks = PRESETS["default"], default_picks(cache.n_sites)
     table = ScoreTable.from_cache(cache, TASKS)
     told = {
-        task: float(evaluate(cache, task, own_order(Problem(cache, task, ())), 3).ratios(3).mean()) for task in TASKS
+        task: float(evaluate(cache, task, task_order(Problem(cache, task, ())), 3).ratios(3).mean()) for task in TASKS
     }
     began = age()
     seen: list[tuple[float, float, int, dict[str, float]]] = []
@@ -179,7 +179,7 @@ def lasting(path: Path, seed: int) -> dict:
     def look(ppo) -> None:
         seen.append((age(), time.process_time(), ppo.num_timesteps, log_evaluation(ppo, cache, TASKS, picks, 1.0)))
 
-    episodes = Episodes(table, preset.n_envs, picks, drop_signal=preset.drop_signal)
+    episodes = ParallelEpisodes(table, preset.n_envs, picks, drop_signal=preset.drop_signal)
     train(episodes, preset, steps=preset.steps, seed=seed, on_rollout=look)
 
     def first_for_good(asked: dict[str, float]) -> dict | None:

@@ -72,7 +72,7 @@ def train(
     if not tasks or len({*tasks, *hold_out}) < len(tasks + hold_out):
         raise UsageError("--tasks needs at least one task, and no task may be named twice, in --hold-out neither")
 
-    from mechrl.envs.episodes import Episodes
+    from mechrl.envs.episodes import ParallelEpisodes
     from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
     from mechrl.envs.table import ScoreTable, default_picks
     from mechrl.search.ppo.checkpoint import CheckpointNote, save_checkpoint
@@ -89,7 +89,7 @@ def train(
     if live:
         episodes, scores = _live_episodes(model, revision, device, cache, table, settings, picks)
     else:
-        episodes = Episodes(table, settings.n_envs, picks, drop_signal=settings.drop_signal)
+        episodes = ParallelEpisodes(table, settings.n_envs, picks, drop_signal=settings.drop_signal)
     with app.progress("training") as progress:
         evaluate_every = max(1, steps // (10 * settings.n_envs * picks))
         lasting: list[float | None] = [None]

@@ -10,7 +10,7 @@ from mechrl.ablation.replacement import Replacement
 from mechrl.ablation.replacement_maker import ReplacementMaker
 from mechrl.ablation.sweep import Sweep
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.models import Model
 from mechrl.tasks import TRAIN, Prompts
@@ -85,8 +85,8 @@ class LiveScores:
         return self._clean[kind, row]
 
 
-class LiveEpisodes(Episodes):
-    """The same game as `Episodes`; the model fills in its table, anew at every pick.
+class LiveEpisodes(ParallelEpisodes):
+    """The same game as `ParallelEpisodes`; the model fills in its table, anew at every pick.
 
     :param scores: the model's answers.
     :param table: whose tasks, batches and control weight to play; its numbers are not used.
@@ -101,9 +101,9 @@ class LiveEpisodes(Episodes):
         self._ask(actions)
         super().step(actions)
 
-    def look(self, sites: np.ndarray) -> np.ndarray:
+    def query(self, sites: np.ndarray) -> np.ndarray:
         self._ask(sites)
-        return super().look(sites)
+        return super().query(sites)
 
     def _ask(self, sites: np.ndarray) -> None:
         for row, control, site in zip(self.state.row, self.state.control, sites, strict=True):

@@ -21,25 +21,25 @@ ONE_STEP_RUNS, INTEGRATED_RUNS = 2.0, 15.0  # a backward pass; five times forwar
 
 @dataclass(frozen=True)
 class Few:
-    """A look at one head on the first `prompts` prompts of the episode's batch."""
+    """A query of one head on the first `prompts` prompts of the episode's batch."""
 
     site: int
     prompts: int
 
 
-Look = int | Sequence[int] | np.ndarray | Few
-Search = Generator[Look, Any, None]
-"""A search of one episode: looks, one after the other. A generator is sent the scores seen, float32; what needs none of
-them may be any iterable of looks.
+Query = int | Sequence[int] | np.ndarray | Few
+Search = Generator[Query, Any, None]
+"""A search of one episode: queries, one after the other. A generator is sent the scores seen, float32; what needs none
+of them may be any iterable of queries.
 
-A site: that head is picked; its score is sent. Several sites: all are looked at and paid for, the best is picked,
-their scores are sent. `Few`: a head on some prompts only; looking again at more of them costs the difference. A search
+A site: that head is picked; its score is sent. Several sites: all are queried and paid for, the best is picked,
+their scores are sent. `Few`: a head on some prompts only; asking again for more of them costs the difference. A search
 may end early; it is stopped when the episode ends.
 """
 
 
 @dataclass
-class Episode:
+class SearchEpisode:
     """One episode as a search sees it: not its scores, which it must ask for.
 
     :param n_sites: how many heads there are; `picks`: how many picks it may make.
@@ -84,7 +84,7 @@ class Episode:
         return self._features()
 
 
-Start = Callable[[Episode], Iterable[Look]]  # begins the search of an episode
+Start = Callable[[SearchEpisode], Iterable[Query]]  # begins the search of an episode
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Problem:
         :raises UsageError: it is not a training task.
         """
         if task not in self.train:
-            raise UsageError(f"{task!r} is held out: a method must look at its scores, it does not know them")
+            raise UsageError(f"{task!r} is held out: a method must query its scores, it does not know them")
         return episode_scores(self.cache, task, TRAIN, self.control_weight)
 
     @cached_property
@@ -139,15 +139,15 @@ class Problem:
         return self.training_means.mean(0)
 
     def training_attribution(self, task: str, integrated: bool = False) -> np.ndarray:
-        """Attribution of a training task's training episodes, float32 [episode, site]; see `Episode.attribution`."""
+        """Attribution of a training task's training episodes, float32 [episode, site]: `SearchEpisode.attribution`."""
         if task not in self.train:
-            raise UsageError(f"{task!r} is held out: a method asks its `Episode` for attribution there")
+            raise UsageError(f"{task!r} is held out: a method asks its `SearchEpisode` for attribution there")
         return episode_attribution(self.cache, task, TRAIN, integrated, self.control_weight)
 
     def training_features(self, task: str) -> dict[str, np.ndarray]:
         """Head features of a training task's training episodes, float32 [episode, site] each."""
         if task not in self.train:
-            raise UsageError(f"{task!r} is held out: a method asks its `Episode` for features there")
+            raise UsageError(f"{task!r} is held out: a method asks its `SearchEpisode` for features there")
         return episode_features(self.cache, task, TRAIN)
 
 
@@ -169,7 +169,7 @@ def episode_attribution(
     """
     of_task, of_control = cache.attribution(task, integrated), cache.control_attribution(integrated)
     if of_task is None or of_control is None:
-        raise UsageError(f"{cache.path} holds no attribution: build it again with this mechrl, or use --track scores")
+        raise UsageError(f"{cache.path} holds no attribution: build it again, or keep to the track {SCORES!r}")
     batches = _by_batch(cache, of_task[cache.in_split(task, split)])[:, : prompts or None]
     return score(batches.mean(1), of_control[cache.in_split(None, TRAIN)].mean(0), control_weight)
 
@@ -185,6 +185,11 @@ def episode_features(cache: Cache, task: str, split: int, prompts: int = 0) -> d
 
 def _by_batch(cache: Cache, rows: np.ndarray) -> np.ndarray:
     return rows.reshape(-1, cache.batch_size, cache.n_sites)
+
+
+def z_scored(values: np.ndarray) -> np.ndarray:
+    """Minus the mean, divided by the standard deviation, over heads."""
+    return (values - values.mean(-1, keepdims=True)) / np.maximum(values.std(-1, keepdims=True), 1e-12)
 
 
 def family_of(task: str) -> str:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 import mechrl.envs  # makes the environment known to gymnasium
 from mechrl.cache.export import header
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.errors import MachineError, UsageError, unknown_name
 from mechrl.score import control_of_batch
@@ -30,7 +30,7 @@ def search(cache: Cache, task: str, name: str, picks: int | None = None, seed: i
     :param name: of a registered method; it knows the cache's tasks of other families.
     :param picks: in an episode; 35 % of the heads by default.
     :raises UsageError: no such task or method, more picks than heads, a method that learns without a task of another
-        family, or one whose looks are no picks.
+        family, or one whose queries are no picks.
     """
     cache.check_task(task)
     known = all_methods()
@@ -47,7 +47,7 @@ def search(cache: Cache, task: str, name: str, picks: int | None = None, seed: i
         prompts=method.prompts, seed=seed,
     )  # fmt: skip
     if not found.whole:
-        raise UsageError(f"{name!r} looks at few prompts of a batch; such looks are no picks, and no trajectories")
+        raise UsageError(f"{name!r} queries few prompts of a batch; such queries are no picks, and no trajectories")
     return found.picked
 
 
@@ -136,7 +136,7 @@ def play(table: ScoreTable, sites: np.ndarray) -> list[dict[str, Any]]:
     """
     n, picks = sites.shape
     controls = control_of_batch(n, len(table.control))
-    episodes = Episodes(table, n, picks)
+    episodes = ParallelEpisodes(table, n, picks)
     for i in range(n):
         episodes.start(i, 0, i, int(controls[i]))
     observations, rewards, dones = [episodes.observation.copy()], [], []

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import ndtr
 from sklearn.covariance import LedoitWolf
 
-from mechrl.search.problem import Episode, Problem, Search
+from mechrl.search.problem import Problem, Search, SearchEpisode, Start
 
 JITTER = 1e-6  # nats², for numbers that are zero but for rounding
 
@@ -86,13 +86,13 @@ def expected_improvement(now: Gaussian, best: float, rng: np.random.Generator) -
     return now.deviation * (z * ndtr(z) + np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
 
 
-def with_prior(rule: Rule):
-    """Look at the head for which a rule gives most, again and again."""
+def with_prior(rule: Rule) -> Callable[[Problem], Start]:
+    """Query the head for which a rule gives most, again and again."""
 
-    def prepare(problem: Problem):
+    def prepare(problem: Problem) -> Start:
         prior = problem.once("Gaussian", lambda: Gaussian.fitted(problem))
 
-        def search(episode: Episode) -> Search:
+        def search(episode: SearchEpisode) -> Search:
             now, best = prior, 0.0
             untried = np.ones(episode.n_sites, bool)
             while untried.any():

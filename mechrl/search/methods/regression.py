@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mechrl.score import best_first
-from mechrl.search.problem import Episode, Problem
+from mechrl.search.problem import Problem, SearchEpisode, Start
 from mechrl.search.structure import family_folds
 
 
@@ -24,18 +24,18 @@ def boosted(seed: int) -> Any:
     return HistGradientBoostingRegressor(max_iter=100, max_depth=3, learning_rate=0.1, random_state=seed)
 
 
-def by_regression(make: Callable[[int], Any]):
+def by_regression(make: Callable[[int], Any]) -> Callable[[Problem], Start]:
     """Heads by predicted score, from attribution, the clean run, layer, and the mean over tasks of other families.
 
     Scores and attributions are divided by the largest attribution of the episode, so that tasks with large damages
     do not decide alone.
     """
 
-    def prepare(problem: Problem):
+    def prepare(problem: Problem) -> Start:
         layers = np.arange(problem.cache.n_sites) // problem.cache.n_heads
         model = problem.once(make, lambda: _fitted(problem, make(problem.seed), layers))
 
-        def search(episode: Episode) -> np.ndarray:
+        def search(episode: SearchEpisode) -> np.ndarray:
             features = _features(episode.attribution(), episode.features(), layers, problem.static_mean)
             return best_first(model.predict(features))
 

@@ -88,7 +88,7 @@ def save_checkpoint(ppo: MaskablePPO, note: CheckpointNote, path: Path) -> None:
     text = {"format": FORMAT, "format_version": VERSION, **asdict(note), "library_versions": libraries}
     buffer = io.BytesIO()
     # What `train` hung on the policy is of no use without its environment and would be pickled.
-    ppo.policy.__dict__.pop("look", None)
+    ppo.policy.__dict__.pop("query", None)
     ppo.save(buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(NOTE, json.dumps(text, indent=1))
@@ -120,7 +120,7 @@ def load_checkpoint(path: Path) -> tuple[PlanningPolicy, CheckpointNote]:
     return policy, note
 
 
-def move(policy: PlanningPolicy, note: CheckpointNote, cache: Cache) -> CheckpointNote:
+def adapt_to_cache(policy: PlanningPolicy, note: CheckpointNote, cache: Cache) -> CheckpointNote:
     """Have a checkpoint's policy search the heads of this cache, which may be another than the one it comes from.
 
     The policy `heads` is given the structure of the cache's heads, from the tasks that it was trained on.
