@@ -49,7 +49,8 @@ class ParallelEpisodes:
         Steps write into `kernel.RING` arrays in turn: this one does not change during the next step. `start` and `draw`
         write into it.
         """
-        return self.state.observations[self._at]
+        observation: np.ndarray = self.state.observations[self._at]
+        return observation
 
     @property
     def untried(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,9 @@ class LiveScores:
         size = cache.batch_size
         replacements = replacement_maker(cache, Sweep(model))
 
-        def batches(rows: Prompts | np.ndarray, replacement: Replacement, chosen: np.ndarray) -> list[tuple]:
+        def batches(
+            rows: Prompts | np.ndarray, replacement: Replacement, chosen: np.ndarray
+        ) -> list[tuple[Any, Replacement]]:
             rows, replacement = rows[chosen], replacement[chosen]
             return [(rows[i : i + size], replacement[i : i + size]) for i in range(0, len(rows), size)]
 
@@ -64,7 +67,7 @@ class LiveScores:
             prompts, replacement = self._prompts[row]
             return reference.logit_diff(self.model, prompts, site, replacement)
 
-        return (self._clean_once("task", row, ask) - self._ask(ask, site)).mean()
+        return np.float32((self._clean_once("task", row, ask) - self._ask(ask, site)).mean())
 
     def control_damage(self, row: int, site: int) -> np.float32:
         """Mean control damage of a head on a control batch, in nats per token."""
@@ -73,7 +76,7 @@ class LiveScores:
             spans, replacement = self._spans[row]
             return reference.control_loss(self.model, spans, site, replacement)
 
-        return (self._ask(ask, site) - self._clean_once("control", row, ask)).mean()
+        return np.float32((self._ask(ask, site) - self._clean_once("control", row, ask)).mean())
 
     def _ask(self, ask: Callable[[int | None], np.ndarray], site: int | None) -> np.ndarray:
         self.passes += 1

@@ -72,7 +72,8 @@ class HeadDiscoveryEnv(gymnasium.Env):
 
     def action_masks(self) -> np.ndarray:
         """Which heads are left, bool [site]; `MaskablePPO` asks for it."""
-        return self.episodes.untried[0].copy()
+        untried: np.ndarray = self.episodes.untried[0].copy()
+        return untried
 
     def _start(self, options: dict[str, Any]) -> None:
         table, state = self.episodes.table, self.episodes.state

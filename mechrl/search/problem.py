@@ -136,7 +136,8 @@ class Problem:
     @cached_property
     def static_mean(self) -> np.ndarray:
         """The mean over training tasks, float32 [site]: what the static order sorts by."""
-        return self.training_means.mean(0)
+        mean: np.ndarray = self.training_means.mean(0)
+        return mean
 
     def training_attribution(self, task: str, integrated: bool = False) -> np.ndarray:
         """Attribution of a training task's training episodes, float32 [episode, site]: `SearchEpisode.attribution`."""
@@ -189,7 +190,8 @@ def _by_batch(cache: Cache, rows: np.ndarray) -> np.ndarray:
 
 def z_scored(values: np.ndarray) -> np.ndarray:
     """Minus the mean, divided by the standard deviation, over heads."""
-    return (values - values.mean(-1, keepdims=True)) / np.maximum(values.std(-1, keepdims=True), 1e-12)
+    scored: np.ndarray = (values - values.mean(-1, keepdims=True)) / np.maximum(values.std(-1, keepdims=True), 1e-12)
+    return scored
 
 
 def family_of(task: str) -> str:

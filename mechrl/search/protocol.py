@@ -72,7 +72,8 @@ class Evaluation:
         """Oracle ratio of each counted episode after so many picks: best score found ÷ best over all heads."""
         oracle = self.scores.max(1)
         counted = oracle > LEAST_ORACLE
-        return self.seen[counted, :picks].max(1) / oracle[counted]
+        ratios: np.ndarray = self.seen[counted, :picks].max(1) / oracle[counted]
+        return ratios
 
     def left_out(self) -> int:
         """How many episodes have no ratio because their oracle is ≤ 0.05."""
@@ -102,7 +103,8 @@ class Evaluation:
         The best k of the heads queried so far, as ranked by what was seen; the sum of their true scores over the sum
         of the k largest true scores, negatives counted as 0.
         """
-        return coverages(self.best_heads, self.true_scores[None])[0]
+        reached: np.ndarray = coverages(self.best_heads, self.true_scores[None])[0]
+        return reached
 
     def summary(self) -> dict[str, float | None]:
         """Means over episodes: oracle ratio after 1, 3, 5, … picks (None where no episode has one) and coverage."""
@@ -120,8 +122,9 @@ def coverages(best_heads: np.ndarray, true_scores: np.ndarray) -> np.ndarray:
     """
     worth = np.maximum(true_scores, 0).astype(np.float64)
     most = np.sort(worth, 2)[:, :, -coverage_k(worth.shape[2]) :].sum(2)
-    found = np.matmul(best_heads.astype(np.float64), worth.transpose(1, 2, 0)).transpose(2, 0, 1)
-    return found / np.maximum(most, np.finfo(np.float32).tiny)[:, :, None]
+    reached = np.matmul(best_heads.astype(np.float64), worth.transpose(1, 2, 0)).transpose(2, 0, 1)
+    share: np.ndarray = reached / np.maximum(most, np.finfo(np.float32).tiny)[:, :, None]
+    return share
 
 
 def mean_curve(reached: np.ndarray, runs: np.ndarray, weights: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -244,4 +247,5 @@ def _known(
 
 def mean_of_others(batches: np.ndarray) -> np.ndarray:
     """For each batch [batch, site] the mean over all other batches."""
-    return (batches.sum(0) - batches) / np.float32(len(batches) - 1)
+    means: np.ndarray = (batches.sum(0) - batches) / np.float32(len(batches) - 1)
+    return means

@@ -85,14 +85,15 @@ class Referee:
             raise UsageError(f"a query is on 1 to {size} prompts, the batch size, not {few}")
         self.prompts_of[sites] = np.maximum(self.prompts_of[sites], few or size)
         if not few or few == size:
-            return self.scores[sites]
+            return np.take(self.scores, sites)
         task, split, i, weight = self._where
         if self._rows is None:
             rows = np.flatnonzero(self.cache.in_split(task, split))[i * size : (i + 1) * size]
             control = self.cache.batch_control(split)
             paired = control[control_of_batch(i + 1, len(control))[i]]
             self._rows = score(self.cache.damage(task)[rows], paired, weight)
-        return self._rows[:few, sites].mean(0)
+        seen: np.ndarray = self._rows[:few, sites].mean(0)
+        return seen
 
     def _cost(self, episode: SearchEpisode) -> tuple[float, float]:
         """Runs so far, without and with control charged for every query."""

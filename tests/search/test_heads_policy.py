@@ -63,7 +63,8 @@ def note(cache, trained):
     a = cache.attributes
     return CheckpointNote(
         TRAINED, UNSEEN, PICKS, 1.0, 5.0, -1.0, 1, "default", [trained.policy.width], 0, trained.num_timesteps, 2, 8,
-        a["model"], a["model_sha256"], a["ablation"], a["weight_processing"], cache.sha256, policy="heads", told=False,
+        a["model"], a["model_sha256"], a["ablation"], a["weight_processing"], cache.sha256,
+        policy="heads", task_signal=False,
     )  # fmt: skip
 
 
@@ -228,7 +229,7 @@ def test_a_checkpoint_is_benchmarked_on_another_model_and_on_no_family_that_it_k
 
 
 def test_a_benchmark_refuses_a_checkpoint_of_one_output_per_head_for_another_model(note, larger, tmp_path):
-    paper = replace(note, policy="paper", layers=[8], tasks=TRAINED[:5], told=False)
+    paper = replace(note, policy="paper", layers=[8], tasks=TRAINED[:5], task_signal=False)
     ppo = train(
         ParallelEpisodes(ScoreTable.from_cache(larger, ["t0"]), 4, 2), replace(PRESETS["default"], n_envs=4), steps=8
     )

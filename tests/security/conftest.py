@@ -39,7 +39,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ppo = train_heads(cache, ["a", "b"], picks=PICKS, steps=128)
     note = CheckpointNote(
         ["a", "b"], ["c"], PICKS, 1.0, 5.0, -1.0, 1, "default", [ppo.policy.width], 0, 128, *sizes,
-        policy="heads", told=False,
+        policy="heads", task_signal=False,
     )  # fmt: skip
     save_checkpoint(ppo, note, folder / "heads.zip")
     root = {

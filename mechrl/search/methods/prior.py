@@ -72,7 +72,8 @@ Rule = Callable[[Gaussian, float, np.random.Generator], np.ndarray]  # of the be
 
 def upper_bound(now: Gaussian, best: float, rng: np.random.Generator) -> np.ndarray:
     """Mean plus one standard deviation."""
-    return now.mean + now.deviation
+    bound: np.ndarray = now.mean + now.deviation
+    return bound
 
 
 def thompson(now: Gaussian, best: float, rng: np.random.Generator) -> np.ndarray:
@@ -83,7 +84,8 @@ def thompson(now: Gaussian, best: float, rng: np.random.Generator) -> np.ndarray
 def expected_improvement(now: Gaussian, best: float, rng: np.random.Generator) -> np.ndarray:
     """How far a head is expected to surpass the best score seen (Jones et al. 1998, J. of Global Optimization 13)."""
     z = (now.mean - best) / now.deviation
-    return now.deviation * (z * ndtr(z) + np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
+    improvement: np.ndarray = now.deviation * (z * ndtr(z) + np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
+    return improvement
 
 
 def with_prior(rule: Rule) -> Callable[[Problem], Start]:

@@ -168,14 +168,14 @@ class _OnRollout(BaseCallback):
 
 
 def log_evaluation(
-    ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float, told: bool = True
-) -> dict:
+    ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float, task_signal: bool = True
+) -> dict[str, float]:
     """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger.
 
-    :param told: whether the policy is given the one-hot of the tasks.
+    :param task_signal: whether the policy is given the one-hot of the tasks.
     """
-    signals = tasks if told else ()
-    measured: dict[str, Any] = {}
+    signals = tasks if task_signal else ()
+    measured: dict[str, float] = {}
     for task in tasks:
         method = policy_search(ppo.policy, signals, task)
         evaluation = evaluate(cache, task, method, min(3, picks), control_weight=control_weight)
