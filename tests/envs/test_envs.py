@@ -17,6 +17,7 @@ from mechrl.envs.single import HeadDiscoveryEnv
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.envs.vec import HeadVecEnv
 from mechrl.errors import UsageError
+from mechrl.score import score
 from mechrl.tasks import TRAIN
 
 N_SITES = 6
@@ -61,11 +62,11 @@ def test_kernel_follows_the_rules(table):
             episodes.step(actions)
             for i, site in enumerate(actions):
                 row, control = episodes.state.row[i], episodes.state.control[i]
-                score = table.damage[row, site] - np.float32(0.5) * table.control[control, site]
-                assert queried[i] == pytest.approx(score, abs=1e-6)
+                expected = table.damage[row, site] - np.float32(0.5) * table.control[control, site]
+                assert queried[i] == pytest.approx(expected, abs=1e-6)
                 repeats += site in tried[i]
-                assert episodes.rewards[i] == pytest.approx(-1 if site in tried[i] else score, abs=1e-6)
-                tried[i][site] = score
+                assert episodes.rewards[i] == pytest.approx(-1 if site in tried[i] else expected, abs=1e-6)
+                tried[i][site] = expected
                 signal, mask, scores = np.split(episodes.observation[i], [2, 2 + N_SITES])
                 task = episodes.state.task[i]
                 assert row // 6 == task
@@ -75,6 +76,30 @@ def test_kernel_follows_the_rules(table):
                 assert episodes.untried[i].tolist() == [s not in tried[i] for s in range(N_SITES)]
             assert episodes.dones.tolist() == [pick == 3] * 5
     assert repeats > 100
+
+
+@pytest.mark.parametrize("weight", [0, 0.1, 1, 3.7])
+def test_the_kernels_scores_are_the_librarys_bit_for_bit(weight):
+    """Every head of every batch with every control batch, on tables of numbers from tiny to large."""
+    rng = np.random.default_rng(7)
+    n, n_control, n_sites = 40, 30, 20
+    damage, control = (
+        (rng.normal(size=(rows, n_sites)) * 10.0 ** rng.integers(-6, 4, (rows, n_sites))).astype(np.float32)
+        for rows in (n, n_control)
+    )
+    table = ScoreTable(("a",), damage, np.array([0]), np.array([n]), control, weight)
+    episodes = ParallelEpisodes(table, n, picks=n_sites)
+    for first in range(n_control):
+        controls = (first + np.arange(n)) % n_control
+        expected = score(damage, control[controls], weight)
+        assert expected.dtype == np.float32
+        for i in range(n):
+            episodes.start(i, 0, i, int(controls[i]))
+        for site in range(n_sites):
+            actions = np.full(n, site)
+            np.testing.assert_array_equal(episodes.query(actions), expected[:, site])
+            episodes.step(actions)
+            np.testing.assert_array_equal(episodes.rewards, expected[:, site])
 
 
 def test_draws_cover_all_batches_and_drop_the_signal_as_often_as_asked(table):
