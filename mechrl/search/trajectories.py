@@ -4,6 +4,7 @@ import os
 import re
 import tempfile
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from mechrl.search.methods.registry import all_methods
 from mechrl.search.problem import Problem, family_of
 from mechrl.search.protocol import evaluate
 from mechrl.tasks import EVALUATION, TRAIN
+
+SPLIT_NAMES = {TRAIN: "train", EVALUATION: "evaluation"}
 
 
 def search(cache: Cache, task: str, name: str, picks: int | None = None, seed: int = 0) -> np.ndarray:
@@ -42,13 +45,13 @@ def search(cache: Cache, task: str, name: str, picks: int | None = None, seed: i
         raise UsageError(f"{name!r} learns from tasks of other families than {task}, and {cache.path} holds none")
     start = method.prepare(Problem(cache, task, train, method.track, seed=seed))
     assert start is not None
-    found = evaluate(
+    evaluation = evaluate(
         cache, task, start, default_picks(cache.n_sites) if picks is None else picks, track=method.track,
         prompts=method.prompts, seed=seed,
     )  # fmt: skip
-    if not found.whole:
+    if not evaluation.whole:
         raise UsageError(f"{name!r} queries few prompts of a batch; such queries are no picks, and no trajectories")
-    return found.picked
+    return evaluation.picked
 
 
 def write_minari(
@@ -78,7 +81,6 @@ def write_minari(
     :raises MachineError: the folder cannot be written to.
     """
     try:
-        import minari
         from minari.data_collector.episode_buffer import EpisodeBuffer
         from minari.dataset.minari_storage import MinariStorage
     except ImportError as error:
@@ -88,43 +90,41 @@ def write_minari(
     table = ScoreTable.from_cache(cache, [task], split, control_weight)
     if sites.ndim != 2 or len(sites) != len(table.damage):
         raise UsageError(f"picks are [episode, pick] for {len(table.damage)} episodes, not {list(sites.shape)}")
-    picks = sites.shape[1]
-    split_name = {TRAIN: "train", EVALUATION: "evaluation"}[split]
     made_with = {
-        "cache": cache.path.name, "tasks": [task], "split": split_name, "picks": picks,
+        "cache": cache.path.name, "tasks": [task], "split": SPLIT_NAMES[split], "picks": sites.shape[1],
         "control_weight": control_weight,
     }  # fmt: skip
     spec = replace(gymnasium.spec("mechrl/HeadDiscovery-v0"), kwargs=made_with)
+    spaces_of_env = spaces.Box(-np.inf, np.inf, (1 + 2 * table.n_sites,), np.float32), spaces.Discrete(table.n_sites)
     buffers = [EpisodeBuffer(**episode) for episode in play(table, sites)]
-    metadata = {
-        "dataset_id": out.name if re.fullmatch(r"[-\w]+-v\d+", out.name) else re.sub(r"[^-\w]", "-", out.name) + "-v0",
-        "minari_version": minari.__version__,
-        "algorithm_name": name,
-        "description": f"Head discovery on {task}: episodes of {name}. The cache is not in the dataset: "
-        "recover_environment(cache=PATH) takes it.",
-        "requirements": ["mechrl"],
-        "mechrl": {
-            **header(cache), "task": task, "split": split_name, "control_weight": control_weight,
-            "mechrl_version": mechrl.__version__,
-        },
-    }  # fmt: skip
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".minari-") as folder:
             whole = Path(folder).resolve() / "dataset"  # Minari measures its files by absolute paths only
             whole.mkdir()
-            storage = MinariStorage.new(
-                whole / "data",
-                spaces.Box(-np.inf, np.inf, (1 + 2 * table.n_sites,), np.float32),
-                spaces.Discrete(table.n_sites),
-                spec,
-            )
-            storage.update_metadata(metadata)
+            storage = MinariStorage.new(whole / "data", *spaces_of_env, spec)
+            storage.update_metadata(_metadata(cache, task, out.name, name, split, control_weight))
             storage.update_episodes(buffers)
             os.rename(whole, out)
     except OSError as error:
         raise MachineError(f"cannot write {out}: {error.strerror or error}") from error
     return out / "data"
+
+
+def _metadata(cache: Cache, task: str, folder: str, method: str, split: int, control_weight: float) -> dict[str, Any]:
+    """What a Minari dataset says of itself."""
+    return {
+        "dataset_id": folder if re.fullmatch(r"[-\w]+-v\d+", folder) else re.sub(r"[^-\w]", "-", folder) + "-v0",
+        "minari_version": version("minari"),
+        "algorithm_name": method,
+        "description": f"Head discovery on {task}: episodes of {method}. The cache is not in the dataset: "
+        "recover_environment(cache=PATH) takes it.",
+        "requirements": ["mechrl"],
+        "mechrl": {
+            **header(cache), "task": task, "split": SPLIT_NAMES[split], "control_weight": control_weight,
+            "mechrl_version": mechrl.__version__,
+        },
+    }  # fmt: skip
 
 
 def play(table: ScoreTable, sites: np.ndarray) -> list[dict[str, Any]]:

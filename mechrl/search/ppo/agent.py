@@ -64,15 +64,13 @@ def train_agent(
     if preset not in POLICY_PRESETS:
         raise unknown_name("preset", preset, list(POLICY_PRESETS))
     if policy == "heads" and (live_model is not None or preset == "paper"):
-        raise UsageError(
-            "the policy 'heads' is trained on a cache, with settings of its own, neither live nor with a preset"
-        )
+        raise UsageError("the policy 'heads' has settings of its own: it is trained neither live nor with a preset")
     settings = PRESETS["heads" if policy == "heads" else preset]
     trained, held_out = _chosen_tasks(cache, tasks, hold_out)
     picks = default_picks(cache.n_sites) if picks is None else picks
     steps = settings.steps if steps is None else steps
-    if min(steps, plan_k) < 1 or not 0 <= control_weight < 1e6:
-        raise UsageError("training takes 1 step or more, plans with 1 head or more, and weighs control with 0 or more")
+    if min(steps, picks, plan_k) < 1 or not 0 <= control_weight < 1e6:
+        raise UsageError("steps, picks and heads to plan with are 1 or more, the control weight is 0 or more")
     a = cache.attributes
     wanted = CheckpointNote(
         trained, held_out, picks, control_weight, SCORE_SCALE, REPEAT_REWARD, plan_k, preset, list(settings.layers),
