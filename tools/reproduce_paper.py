@@ -34,7 +34,7 @@ def best_found(evaluation: Evaluation) -> float:
 
 
 def searches(cache: Cache, note: CheckpointNote, agents: dict[int, Checkpoint], task: str) -> dict[str, Evaluation]:
-    """As the paper evaluated: the agent with the signal of its or another task, and with none; random picks; an order."""
+    """As the paper evaluated: the agent with a task signal and without; random picks; the static order."""
     problem = Problem(cache, task, tuple(t for t in note.tasks if t != task))
 
     def run(search: Start) -> Evaluation:
@@ -42,12 +42,11 @@ def searches(cache: Cache, note: CheckpointNote, agents: dict[int, Checkpoint], 
 
     evaluations = {}
     for k, agent in agents.items():
+        signals = agent.note.signals
         signalled = task if task in note.tasks else note.tasks[0]
         name = f"agent, best-of-{k} training, told {signalled}"
-        evaluations[name] = run(policy_search(agent.policy, agent.note.signals, signalled))
-        evaluations[f"agent, best-of-{k} training, no task signal"] = run(
-            policy_search(agent.policy, agent.note.signals)
-        )
+        evaluations[name] = run(policy_search(agent.policy, signals, signalled))
+        evaluations[f"agent, best-of-{k} training, no task signal"] = run(policy_search(agent.policy, signals))
     return evaluations | {
         "random picks": run(random_order(problem)),
         f"order of {' and '.join(problem.train)}": run(static_order(problem)),

@@ -168,11 +168,11 @@ def episode_attribution(
     :param prompts: use only so many of each batch; 0 for all.
     :raises UsageError: the cache has no attribution.
     """
-    of_task, of_control = cache.attribution(task, integrated), cache.control_attribution(integrated)
-    if of_task is None or of_control is None:
+    task_rows, control_rows = cache.attribution(task, integrated), cache.control_attribution(integrated)
+    if task_rows is None or control_rows is None:
         raise UsageError(f"{cache.path} holds no attribution: build it again, or keep to the track {SCORES!r}")
-    batches = _by_batch(cache, of_task[cache.in_split(task, split)])[:, : prompts or None]
-    return score(batches.mean(1), of_control[cache.in_split(None, TRAIN)].mean(0), control_weight)
+    batches = _by_batch(cache, task_rows[cache.in_split(task, split)])[:, : prompts or None]
+    return score(batches.mean(1), control_rows[cache.in_split(None, TRAIN)].mean(0), control_weight)
 
 
 def episode_features(cache: Cache, task: str, split: int, prompts: int = 0) -> dict[str, np.ndarray]:
@@ -201,8 +201,8 @@ def family_of(task: str) -> str:
 
 def families(cache: Cache) -> dict[str, list[str]]:
     """The tasks of a cache that its model does, by family: at least 90 % accuracy on the training prompts."""
-    found: dict[str, list[str]] = {}
+    by_family: dict[str, list[str]] = {}
     for task in cache.tasks:
         if cache.imported or float((cache.clean(task)[cache.in_split(task, TRAIN)] > 0).mean()) >= LEAST_ACCURACY:
-            found.setdefault(family_of(task), []).append(task)
-    return found
+            by_family.setdefault(family_of(task), []).append(task)
+    return by_family

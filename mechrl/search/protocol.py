@@ -135,9 +135,9 @@ def mean_curve(reached: np.ndarray, runs: np.ndarray, weights: np.ndarray, grid:
     :param weights: of the episodes, float [resample, episode].
     """
     curve = np.zeros((len(reached), len(grid)))
-    for episode, of_episode in enumerate(runs):
+    for episode, costs in enumerate(runs):
         before = np.concatenate([np.zeros((len(reached), 1)), reached[:, episode]], 1)
-        at = np.searchsorted(of_episode, grid, side="right")
+        at = np.searchsorted(costs, grid, side="right")
         curve += (weights[:, episode] / weights.sum(1))[:, None] * before[:, at]
     return curve
 
@@ -203,11 +203,11 @@ def _as_arrays(
 ) -> Evaluation:
     """The events of all episodes, as many of each: the last event of a shorter episode is repeated."""
     most = max(map(len, played))
-    events = [of_episode + of_episode[-1:] * (most - len(of_episode)) for of_episode in played]
-    width = max(len(event.queried) for of_episode in events for event in of_episode)
+    rows = [events + events[-1:] * (most - len(events)) for events in played]
+    width = max(len(event.queried) for row in rows for event in row)
 
     def each(value: Callable[[Event], Any]) -> np.ndarray:
-        return np.array([[value(event) for event in of_episode] for of_episode in events])
+        return np.array([[value(event) for event in row] for row in rows])
 
     def padded(values: np.ndarray) -> np.ndarray:
         return np.pad(values, (0, width - len(values)), constant_values=-1)

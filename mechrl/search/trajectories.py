@@ -4,7 +4,6 @@ import os
 import re
 import tempfile
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +80,7 @@ def write_minari(
     :raises MachineError: the folder cannot be written to.
     """
     try:
+        import minari
         from minari.data_collector.episode_buffer import EpisodeBuffer
         from minari.dataset.minari_storage import MinariStorage
     except ImportError as error:
@@ -97,13 +97,14 @@ def write_minari(
     spec = replace(gymnasium.spec("mechrl/HeadDiscovery-v0"), kwargs=made_with)
     spaces_of_env = spaces.Box(-np.inf, np.inf, (1 + 2 * table.n_sites,), np.float32), spaces.Discrete(table.n_sites)
     buffers = [EpisodeBuffer(**episode) for episode in play(table, sites)]
+    metadata = _metadata(cache, task, out.name, name, split, control_weight)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".minari-") as folder:
             whole = Path(folder).resolve() / "dataset"  # Minari measures its files by absolute paths only
             whole.mkdir()
             storage = MinariStorage.new(whole / "data", *spaces_of_env, spec)
-            storage.update_metadata(_metadata(cache, task, out.name, name, split, control_weight))
+            storage.update_metadata({"minari_version": minari.__version__} | metadata)
             storage.update_episodes(buffers)
             os.rename(whole, out)
     except OSError as error:
@@ -112,10 +113,9 @@ def write_minari(
 
 
 def _metadata(cache: Cache, task: str, folder: str, method: str, split: int, control_weight: float) -> dict[str, Any]:
-    """What a Minari dataset says of itself."""
+    """What a Minari dataset says of itself, but for the version of Minari."""
     return {
         "dataset_id": folder if re.fullmatch(r"[-\w]+-v\d+", folder) else re.sub(r"[^-\w]", "-", folder) + "-v0",
-        "minari_version": version("minari"),
         "algorithm_name": method,
         "description": f"Head discovery on {task}: episodes of {method}. The cache is not in the dataset: "
         "recover_environment(cache=PATH) takes it.",

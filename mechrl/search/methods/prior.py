@@ -39,8 +39,8 @@ class Gaussian:
         Ledoit and Wolf 2004, Journal of Multivariate Analysis 88.
         """
         scores = [problem.training_scores(task).astype(np.float64) for task in problem.train]
-        n = min(len(of_task) for of_task in scores)
-        rows = np.concatenate([of_task[:n] for of_task in scores])
+        n = min(map(len, scores))
+        rows = np.concatenate([task_scores[:n] for task_scores in scores])
         return cls.of(rows.mean(0), LedoitWolf().fit(rows).covariance_)
 
     @property

@@ -112,11 +112,11 @@ def all_methods(plugin: Path | None = None, checkpoint: Path | None = None) -> d
     methods = [*METHODS, *(_of_plugin(plugin) if plugin else ())]
     if checkpoint is not None:
         methods.append(_checkpoint_method(checkpoint))
-    found = {method.name: method for method in methods}
-    if len(found) < len(methods):
+    by_name = {method.name: method for method in methods}
+    if len(by_name) < len(methods):
         doubled = sorted({m.name for m in methods if sum(m.name == other.name for other in methods) > 1})
         raise UsageError(f"two methods are called {', '.join(map(repr, doubled))}")
-    return found
+    return by_name
 
 
 def _checkpoint_method(path: Path) -> Method:

@@ -51,8 +51,8 @@ def _fitted(problem: Problem, model: Any, layers: np.ndarray) -> Any:
         others = problem.training_means[[problem.train.index(other) for other in others_of[task]]]
         attribution, features = problem.training_attribution(task), problem.training_features(task)
         for episode, scores in enumerate(problem.training_scores(task)):
-            of_episode = {name: values[episode] for name, values in features.items()}
-            rows.append(_features(attribution[episode], of_episode, layers, others.mean(0)))
+            episode_features = {name: values[episode] for name, values in features.items()}
+            rows.append(_features(attribution[episode], episode_features, layers, others.mean(0)))
             targets.append(scores / _scale(attribution[episode]))
     return model.fit(np.concatenate(rows), np.concatenate(targets))
 
@@ -62,8 +62,13 @@ def _scale(attribution: np.ndarray) -> float:
 
 
 def _features(
-    attribution: np.ndarray, of_head: Mapping[str, np.ndarray], layers: np.ndarray, static_mean: np.ndarray
+    attribution: np.ndarray, head_features: Mapping[str, np.ndarray], layers: np.ndarray, static_mean: np.ndarray
 ) -> np.ndarray:
     """float64 [site, feature]."""
-    columns = [attribution / _scale(attribution), layers, static_mean, *(of_head[name] for name in sorted(of_head))]
+    columns = [
+        attribution / _scale(attribution),
+        layers,
+        static_mean,
+        *(head_features[name] for name in sorted(head_features)),
+    ]
     return np.stack(columns, 1).astype(np.float64)

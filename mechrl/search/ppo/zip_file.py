@@ -58,15 +58,15 @@ def read_tensors(archive: zipfile.ZipFile, blank: Mapping[str, torch.Tensor]) ->
             target.writestr(name, content)
     copy.seek(0)
     tensors: dict[str, torch.Tensor] = torch.load(copy, map_location="cpu", weights_only=True)
-    for name, tensor in blank.items():
-        found = tensors.get(name)
-        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype, found.layout, found.device.type) != (
-            tensor.shape,
-            tensor.dtype,
+    for name, expected in blank.items():
+        tensor = tensors.get(name)
+        if not isinstance(tensor, torch.Tensor) or (tensor.shape, tensor.dtype, tensor.layout, tensor.device.type) != (
+            expected.shape,
+            expected.dtype,
             torch.strided,
             "cpu",
         ):
             raise FileError(f"{POLICY}: {name} is not what {NOTE} describes")
-        if not torch.isfinite(found).all():
+        if not torch.isfinite(tensor).all():
             raise FileError(f"{POLICY} holds numbers that are not finite")
     return tensors
