@@ -4,12 +4,14 @@ Every part of mechrl that needs one of the three takes it from here. The numba k
 time, and is tested against `score`.
 """
 
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
+Numbers = TypeVar("Numbers", float, np.ndarray)
 
-def score(damage: Any, control_damage: Any, control_weight: float = 1.0) -> Any:
+
+def score(damage: Numbers, control_damage: Numbers, control_weight: float = 1.0) -> Numbers:
     """The contrastive reward of arXiv 2605.26343 in nats: damage − control weight × control damage.
 
     :param damage: in nats, a number or an array such as [row, site].

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import reproduce_paper
 
 from mechrl.reporting import published
+from mechrl.search.ppo.checkpoint import Checkpoint
 from mechrl.search.ppo.training import make_policy
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def test_the_report_sets_published_figures_beside_ours(tmp_path):
     cache = table_cache(tmp_path / "t.h5", damage, control, 12, 12)
     trained = ["induction", "ioi"]
     note = SimpleNamespace(tasks=trained, signals=trained, hold_out=["docstring"], picks=50, steps=1)
-    agents = {k: (make_policy(2, 144, [8]), note) for k in (1, 5)}
+    agents = {k: Checkpoint(make_policy(2, 144, [8]), note) for k in (1, 5)}
     report = reproduce_paper.report(cache, agents)
     assert "ours are not" in report, "this is not GPT-2 small, and the report says so"
     cells = [[cell.strip() for cell in line.split("|")] for line in report.splitlines() if line.startswith("|")]

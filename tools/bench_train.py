@@ -15,19 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from sb3_contrib import MaskablePPO
 
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.envs.vec import HeadVecEnv
-from mechrl.search.methods.orders import own_order
+from mechrl.search.methods.orders import task_order
 from mechrl.search.ppo.training import PRESETS, Preset, log_evaluation, train
 from mechrl.search.problem import Problem
 from mechrl.search.protocol import evaluate
@@ -43,7 +45,7 @@ def made_up_table(seed: int = 0) -> ScoreTable:
     return ScoreTable(("a", "b"), damage, np.array([0, 48]), np.array([48, 48]), control)
 
 
-def rates(work, amount: float, rounds: int) -> dict:
+def rates(work: Callable[[], None], amount: float, rounds: int) -> dict:
     """Amount per second of `work`, by the clock and by the processor time of this process: medians over rounds."""
     work()
     by_clock, by_processor = [], []
@@ -60,7 +62,7 @@ def bench_envs(n: int, rounds: int) -> dict:
     picks = default_picks(N_SITES)
     rng = np.random.default_rng(0)
     actions = np.ascontiguousarray(np.argsort(rng.random((n, N_SITES)), 1)[:, :picks].T)
-    episodes = Episodes(made_up_table(), n, picks, drop_signal=0.25)
+    episodes = ParallelEpisodes(made_up_table(), n, picks, drop_signal=0.25)
     env = HeadVecEnv(episodes)
 
     def kernel() -> None:
@@ -126,13 +128,13 @@ def bench_floor(name: str, threads: int, rounds: int) -> dict:
     marks: list[tuple[float, float]] = []
     floors = [floor_seconds(shapes)]
 
-    def mark(ppo) -> None:
+    def mark(ppo: MaskablePPO) -> None:
         marks.append((time.perf_counter(), time.process_time()))
         floors.append(floor_seconds(shapes))
         starts.append((time.perf_counter(), time.process_time()))
 
     starts: list[tuple[float, float]] = []
-    episodes = Episodes(table, preset.n_envs, picks, drop_signal=preset.drop_signal)
+    episodes = ParallelEpisodes(table, preset.n_envs, picks, drop_signal=preset.drop_signal)
     train(episodes, preset, steps=(rounds + 2) * preset.n_envs * picks, on_rollout=mark)
     rollout = preset.n_envs * picks
     # From the end of one rollout to the end of the next: one update and one rollout. The first warms up.
@@ -170,17 +172,17 @@ def lasting(path: Path, seed: int) -> dict:
     cache = Cache.open(path)
     preset, picks = PRESETS["default"], default_picks(cache.n_sites)
     table = ScoreTable.from_cache(cache, TASKS)
-    told = {
-        task: float(evaluate(cache, task, own_order(Problem(cache, task, ())), 3).ratios(3).mean()) for task in TASKS
+    in_task_order = {
+        task: float(evaluate(cache, task, task_order(Problem(cache, task, ())), 3).ratios(3).mean()) for task in TASKS
     }
     began = age()
     seen: list[tuple[float, float, int, dict[str, float]]] = []
 
-    def look(ppo) -> None:
+    def evaluate_now(ppo: MaskablePPO) -> None:
         seen.append((age(), time.process_time(), ppo.num_timesteps, log_evaluation(ppo, cache, TASKS, picks, 1.0)))
 
-    episodes = Episodes(table, preset.n_envs, picks, drop_signal=preset.drop_signal)
-    train(episodes, preset, steps=preset.steps, seed=seed, on_rollout=look)
+    episodes = ParallelEpisodes(table, preset.n_envs, picks, drop_signal=preset.drop_signal)
+    train(episodes, preset, steps=preset.steps, seed=seed, on_rollout=evaluate_now)
 
     def first_for_good(asked: dict[str, float]) -> dict | None:
         since = None
@@ -194,9 +196,9 @@ def lasting(path: Path, seed: int) -> dict:
         "imports_s": began,
         "whole_s": age(),
         "ratio_at_3": seen[-1][3],
-        "ratio_at_3_of_own_order": told,
+        "ratio_at_3_of_own_order": in_task_order,
         "lasting": first_for_good(dict.fromkeys(TASKS, ASKED)),
-        "lasting_as_own_order": first_for_good({task: min(ASKED, told[task] - 0.001) for task in TASKS}),
+        "lasting_as_own_order": first_for_good({task: min(ASKED, in_task_order[task] - 0.001) for task in TASKS}),
     }
 
 

@@ -11,10 +11,11 @@ from mechrl.cache.reader import Cache
 from mechrl.cache.top import top_heads
 from mechrl.cli import app
 from mechrl.reporting import published
+from mechrl.score import rank, score
 from mechrl.search.methods.orders import random_order, static_order
-from mechrl.search.ppo.checkpoint import CheckpointNote, load_checkpoint
+from mechrl.search.ppo.checkpoint import Checkpoint, CheckpointNote
 from mechrl.search.ppo.policy_search import policy_search
-from mechrl.search.problem import Problem
+from mechrl.search.problem import Problem, Start
 from mechrl.search.protocol import Evaluation, evaluate
 
 PICKS = (1, 3, 5, 10, 25, 50)
@@ -32,28 +33,29 @@ def best_found(evaluation: Evaluation) -> float:
     return float(evaluation.seen.max(1).mean())
 
 
-def searches(cache: Cache, note: CheckpointNote, agents: dict[int, tuple], task: str) -> dict[str, Evaluation]:
-    """As the paper evaluated: the agent told, untold and told another task; random picks; the other tasks' order."""
+def searches(cache: Cache, note: CheckpointNote, agents: dict[int, Checkpoint], task: str) -> dict[str, Evaluation]:
+    """As the paper evaluated: the agent with a task signal and without; random picks; the static order."""
     problem = Problem(cache, task, tuple(t for t in note.tasks if t != task))
 
-    def run(search) -> Evaluation:
+    def run(search: Start) -> Evaluation:
         return evaluate(cache, task, search, note.picks)
 
-    found = {}
-    for k, (policy, of_agent) in agents.items():
-        told = task if task in note.tasks else note.tasks[0]
-        name = f"agent, best-of-{k} training, told {told}"
-        found[name] = run(policy_search(policy, of_agent.signals, told))
-        found[f"agent, best-of-{k} training, no task signal"] = run(policy_search(policy, of_agent.signals))
-    return found | {
+    evaluations = {}
+    for k, agent in agents.items():
+        signals = agent.note.signals
+        signalled = task if task in note.tasks else note.tasks[0]
+        name = f"agent, best-of-{k} training, told {signalled}"
+        evaluations[name] = run(policy_search(agent.policy, signals, signalled))
+        evaluations[f"agent, best-of-{k} training, no task signal"] = run(policy_search(agent.policy, signals))
+    return evaluations | {
         "random picks": run(random_order(problem)),
         f"order of {' and '.join(problem.train)}": run(static_order(problem)),
     }
 
 
-def report(cache: Cache, agents: dict[int, tuple]) -> str:
+def report(cache: Cache, agents: dict[int, Checkpoint]) -> str:
     """The report, in Markdown."""
-    note = agents[1][1]
+    note = agents[1].note
     model = cache.attributes["model"]
     is_theirs = model == published.MODEL and cache.attributes["ablation"] == "zero"
     lines = [
@@ -95,11 +97,11 @@ def report(cache: Cache, agents: dict[int, tuple]) -> str:
     for task, roles in published.ROLES.items():
         if task not in cache.tasks:
             continue
-        order = (-(cache.damage(task).mean(0) - cache.control_damage.mean(0))).argsort(kind="stable")
-        rank = {cache.head(int(site)): i + 1 for i, site in enumerate(order)}
+        ranks = rank(score(cache.damage(task).mean(0), cache.control_damage.mean(0)))
+        by_head = {cache.head(site): place for site, place in enumerate(ranks.tolist())}
         for role, (heads, source) in roles.items():
-            ranks = " ".join(f"{head}:{rank[head]}" for head in heads if head in rank)
-            rows.append([task, role, ranks or None, source])
+            places = " ".join(f"{head}:{by_head[head]}" for head in heads if head in by_head)
+            rows.append([task, role, places or None, source])
     lines.append(table(["task", "role", "head:rank by our score", "source"], rows))
     return "\n".join(lines)
 
@@ -122,9 +124,9 @@ def _published(task: str, name: str) -> float | None:
 @click.argument("best_of_1", type=click.Path(exists=True, path_type=Path))
 @click.argument("best_of_5", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(cache, best_of_1, best_of_5, out):
+def main(cache: Path, best_of_1: Path, best_of_5: Path, out: Path) -> None:
     """Write one report: published figures beside ours."""
-    agents = {1: load_checkpoint(best_of_1), 5: load_checkpoint(best_of_5)}
+    agents = {1: Checkpoint.load(best_of_1), 5: Checkpoint.load(best_of_5)}
     out.write_text(report(Cache.open(cache), agents))
     click.echo(f"{out} written")
 

@@ -459,9 +459,10 @@ def roles(model, revision, device, n, as_json):
     if as_json:
         scores = {name: dict(zip(heads, values.tolist(), strict=True)) for name, values in found.items()}
         return app.print_json({"model": model, "model_sha256": loaded.sha256, "roles": scores})
+    from mechrl.score import best_first
     from mechrl.tables import print_table
 
-    best = {name: (-values).argsort(kind="stable")[:n] for name, values in found.items()}
+    best = {name: best_first(values)[:n] for name, values in found.items()}
     columns = [[f"{heads[site]} ({found[name][site]:.2f})" for site in sites] for name, sites in best.items()]
     return print_table(
         f"{model}: {loaded.n_layers} layers × {loaded.n_heads} heads",

@@ -2,10 +2,15 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mechrl.cli import app
+
+if TYPE_CHECKING:
+    from mechrl.cache.reader import Cache
+    from mechrl.search.ppo.checkpoint import Checkpoint
 
 
 @click.command()
@@ -41,9 +46,9 @@ from mechrl.cli import app
 @click.option("--out", type=click.Path(path_type=Path), default="checkpoint.zip", show_default=True)
 @app.as_json
 def train(
-    path, live, model, revision, device, tasks, hold_out, policy, preset, steps, picks, plan_k, control_weight, seed,
-    threads, tensorboard, out, as_json,
-):  # fmt: skip
+    path: Path, live: bool, model: str, revision: str, device: str, tasks: list[str] | None, hold_out: list[str] | None,
+    threads: int, out: Path, as_json: bool, tensorboard: Path | None, **settings: Any,
+) -> None:  # fmt: skip
     """Train PPO to find the heads that matter, and evaluate it on unseen prompts."""
     start = time.monotonic()
     if path == app.MINI_CACHE:
@@ -62,89 +67,42 @@ def train(
     if tensorboard:
         tensorboard.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(path)
-    if tasks is None:
-        usual = ["induction", "ioi"]
-        tasks = usual if set(usual) <= set(cache.tasks) else [t for t in cache.tasks if t not in (hold_out or [])]
-    if hold_out is None:
-        hold_out = [task for task in ("docstring",) if task in cache.tasks and task not in tasks]
-    for task in [*tasks, *hold_out]:
-        cache.check_task(task)
-    if not tasks or len({*tasks, *hold_out}) < len(tasks + hold_out):
-        raise UsageError("--tasks needs at least one task, and no task may be named twice, in --hold-out neither")
-
-    from mechrl.envs.episodes import Episodes
-    from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
-    from mechrl.envs.table import ScoreTable, default_picks
-    from mechrl.search.ppo.checkpoint import CheckpointNote, save_checkpoint
-    from mechrl.search.ppo.heads_training import train_heads
-    from mechrl.search.ppo.training import PRESETS, log_evaluation
-    from mechrl.search.ppo.training import train as train_ppo
-
-    heads = policy == "heads"
-    if heads and (live or preset == "paper"):
-        raise UsageError("--policy heads is trained on a cache, with settings of its own: no --live, no --preset paper")
-    settings = PRESETS["heads" if heads else preset]
-    steps, picks = steps or settings.steps, picks or default_picks(cache.n_sites)
-    table = ScoreTable.from_cache(cache, tasks, control_weight=control_weight)
+    live_model = None
     if live:
-        episodes, scores = _live_episodes(model, revision, device, cache, table, settings, picks)
-    else:
-        episodes = Episodes(table, settings.n_envs, picks, drop_signal=settings.drop_signal)
+        from mechrl.models import load_model
+
+        cache.check_replayable()
+        live_model = load_model(model, device=device, revision=revision)
+
+    from mechrl.search.ppo.agent import train_agent
+
+    began = time.monotonic() - start
     with app.progress("training") as progress:
-        evaluate_every = max(1, steps // (10 * settings.n_envs * picks))
-        lasting: list[float | None] = [None]
-
-        def on_rollout(ppo) -> None:
-            progress(ppo.num_timesteps, steps)
-            if ppo.num_timesteps // (settings.n_envs * picks) % evaluate_every == 0:
-                ratios = log_evaluation(ppo, cache, tasks, picks, control_weight, told=not heads)
-                reached = min(ratios.values(), default=0) >= 0.99
-                lasting[0] = (lasting[0] or time.monotonic() - start) if reached else None
-
-        before = time.monotonic()
-        running = {"steps": steps, "seed": seed, "plan_k": plan_k, "tensorboard": tensorboard, "on_rollout": on_rollout}
-        if heads:
-            ppo = train_heads(cache, tasks, picks=picks, control_weight=control_weight, **running)
-        else:
-            ppo = train_ppo(episodes, settings, **running)
-        seconds = time.monotonic() - before
-    a = cache.attributes
-    note = CheckpointNote(
-        tasks, hold_out, picks, control_weight, SCORE_SCALE, REPEAT_REWARD, plan_k, preset, list(settings.layers), seed,
-        ppo.num_timesteps, cache.n_layers, cache.n_heads, a["model"], a["model_sha256"], a["ablation"],
-        a["weight_processing"], cache.sha256, policy=policy, told=not heads,
-    )  # fmt: skip
-    save_checkpoint(ppo, note, out)
-    app.say(f"{ppo.num_timesteps} picks in {seconds:.1f} s, {ppo.num_timesteps / seconds:.0f} a second; {out} written")
+        checkpoint = train_agent(
+            cache, tasks, hold_out, live_model=live_model, tensorboard=tensorboard, on_progress=progress, **settings
+        ).save(out)
+    training, picks = checkpoint.training, checkpoint.note.steps
+    assert training is not None
+    app.say(f"{picks} picks in {training.seconds:.1f} s, {picks / training.seconds:.0f} a second; {out} written")
     if live:
-        app.say(f"{scores.passes} passes of the model")
-    if lasting[0]:
-        app.say(f"ratio@3 of all training tasks stays at 0.99 or above from {lasting[0]:.1f} s after the start")
-    _print_results(cache, ppo.policy, note, as_json)
+        app.say(f"{training.passes} passes of the model")
+    if training.lasting is not None:
+        seconds = began + training.lasting
+        app.say(f"ratio@3 of all training tasks stays at 0.99 or above from {seconds:.1f} s after the start")
+    _print_results(cache, checkpoint, as_json)
 
 
-def _live_episodes(model, revision, device, cache, table, settings, picks):
-    from mechrl.envs.live import LiveEpisodes, LiveScores
-    from mechrl.errors import FileError
-    from mechrl.models import load_model
-
-    cache.check_replayable()
-    loaded = load_model(model, device=device, revision=revision)
-    if loaded.sha256 != cache.attributes["model_sha256"]:
-        raise FileError(f"{cache.path} was built from another model than {model!r}; name its model with --model")
-    scores = LiveScores(loaded, cache, table.tasks)
-    return LiveEpisodes(scores, table, settings.n_envs, picks, settings.drop_signal), scores
-
-
-def _print_results(cache, policy, note, as_json: bool) -> None:
-    """The agent beside random search and the static order: on each task, told and not told which one it is."""
+def _print_results(cache: "Cache", checkpoint: "Checkpoint", as_json: bool) -> None:
+    """The agent beside random search and the static order: on each task, with the task signal and without."""
     from mechrl.search.comparison import compare
 
-    results = compare(cache, policy, note)
+    note = checkpoint.note
+    results = compare(cache, checkpoint.policy, note)
     if as_json:
-        return app.print_json(
+        app.print_json(
             {task: {name: evaluation.summary() for name, evaluation in rows} for task, rows in results.items()}
         )
+        return
     from mechrl.reporting.rows import search_rows
     from mechrl.tables import print_table
 

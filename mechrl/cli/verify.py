@@ -61,7 +61,7 @@ def verify(
     app.use_threads(threads)
     from mechrl.cache.reader import Cache
     from mechrl.cache.storage import check_writable, file_sha256, write_whole
-    from mechrl.search.ppo.checkpoint import load_checkpoint, move
+    from mechrl.search.ppo.checkpoint import adapt_to_cache, load_checkpoint
 
     policy, note = load_checkpoint(checkpoint)
     if not path.is_file() and not app.unfinished(path):
@@ -71,7 +71,7 @@ def verify(
         if out.resolve() in (checkpoint.resolve(), path.resolve()):
             raise click.UsageError(f"--out {out} would overwrite what is verified")
     cache = Cache.open(path)
-    note = move(policy, note, cache)
+    note = adapt_to_cache(policy, note, cache)
     from mechrl.errors import unknown_name
 
     fresh_files = {file.name: file for file in task_files.read("--fresh", files, task_names, skip_bad_lines)}

@@ -6,7 +6,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from numba import njit
 from numba.core import config
@@ -19,26 +19,29 @@ class _Cache(FunctionCache):
     """numba's cache of a function; what cannot be read from it is compiled, and what it cannot hold is not kept."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        numbas: Any = super()
         try:
-            return super().load_overload(sig, target_context)
+            return numbas.load_overload(sig, target_context)
         except Exception:  # cut off by a full disk, or another user's: what unpickling raises is anything
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        numbas: Any = super()
         with contextlib.suppress(Exception):
-            super().save_overload(sig, data)
+            numbas.save_overload(sig, data)
 
 
 def compiled(function: F) -> F:
     """`njit`, cached beside the source or in the home as numba does; else in a private temporary folder; else not."""
     dispatcher: Any = njit(function)
+    make_cache: Any = _Cache  # numba says no types
     with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: numba's, for no place
         try:
-            dispatcher._cache = _Cache(function)
+            dispatcher._cache = make_cache(function)
         except RuntimeError:
             with _cached_in(private_folder()):
-                dispatcher._cache = _Cache(function)
-    return dispatcher
+                dispatcher._cache = make_cache(function)
+    return cast(F, dispatcher)
 
 
 @contextlib.contextmanager

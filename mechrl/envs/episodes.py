@@ -7,9 +7,10 @@ import numpy as np
 from mechrl.envs import kernel
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import UsageError
+from mechrl.score import score
 
 
-class Episodes:
+class ParallelEpisodes:
     """`n` episodes of the head discovery game.
 
     An episode is `picks` picks on one task batch and one control batch. A pick's reward is the head's score. Picking a
@@ -48,7 +49,8 @@ class Episodes:
         Steps write into `kernel.RING` arrays in turn: this one does not change during the next step. `start` and `draw`
         write into it.
         """
-        return self.state.observations[self._at]
+        observation: np.ndarray = self.state.observations[self._at]
+        return observation
 
     @property
     def untried(self) -> np.ndarray:
@@ -93,7 +95,7 @@ class Episodes:
             raise UsageError(f"actions are sites, 0 to {table.n_sites - 1}, not {actions.min()} to {actions.max()}")
         self._at = at
 
-    def look(self, sites: np.ndarray) -> np.ndarray:
+    def query(self, sites: np.ndarray) -> np.ndarray:
         """The scores of one head in each episode, float32 [episode], without picking it."""
         state, table = self.state, self.table
-        return table.damage[state.row, sites] - self._weight * table.control[state.control, sites]
+        return score(table.damage[state.row, sites], table.control[state.control, sites], table.control_weight)

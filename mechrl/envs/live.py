@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from mechrl.ablation import Replacement, reference
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.replacement import ReplacementMaker
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.models import Model
 from mechrl.tasks import TRAIN, Prompts
@@ -41,7 +42,9 @@ class LiveScores:
         size = cache.batch_size
         replacements = replacement_maker(cache, Forward(model))
 
-        def batches(rows: Prompts | np.ndarray, replacement: Replacement, chosen: np.ndarray) -> list[tuple]:
+        def batches(
+            rows: Prompts | np.ndarray, replacement: Replacement, chosen: np.ndarray
+        ) -> list[tuple[Any, Replacement]]:
             rows, replacement = rows[chosen], replacement[chosen]
             return [(rows[i : i + size], replacement[i : i + size]) for i in range(0, len(rows), size)]
 
@@ -63,7 +66,7 @@ class LiveScores:
             prompts, replacement = self._prompts[row]
             return reference.logit_diff(self.model, prompts, site, replacement)
 
-        return (self._clean_once("task", row, ask) - self._ask(ask, site)).mean()
+        return np.float32((self._clean_once("task", row, ask) - self._ask(ask, site)).mean())
 
     def control_damage(self, row: int, site: int) -> np.float32:
         """Mean control damage of a head on a control batch, in nats per token."""
@@ -72,7 +75,7 @@ class LiveScores:
             spans, replacement = self._spans[row]
             return reference.control_loss(self.model, spans, site, replacement)
 
-        return (self._ask(ask, site) - self._clean_once("control", row, ask)).mean()
+        return np.float32((self._ask(ask, site) - self._clean_once("control", row, ask)).mean())
 
     def _ask(self, ask: Callable[[int | None], np.ndarray], site: int | None) -> np.ndarray:
         self.passes += 1
@@ -84,8 +87,8 @@ class LiveScores:
         return self._clean[kind, row]
 
 
-class LiveEpisodes(Episodes):
-    """The same game as `Episodes`; the model fills in its table, anew at every pick.
+class LiveEpisodes(ParallelEpisodes):
+    """The same game as `ParallelEpisodes`; the model fills in its table, anew at every pick.
 
     :param scores: the model's answers.
     :param table: whose tasks, batches and control weight to play; its numbers are not used.
@@ -100,9 +103,9 @@ class LiveEpisodes(Episodes):
         self._ask(actions)
         super().step(actions)
 
-    def look(self, sites: np.ndarray) -> np.ndarray:
+    def query(self, sites: np.ndarray) -> np.ndarray:
         self._ask(sites)
-        return super().look(sites)
+        return super().query(sites)
 
     def _ask(self, sites: np.ndarray) -> None:
         for row, control, site in zip(self.state.row, self.state.control, sites, strict=True):

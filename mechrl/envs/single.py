@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.errors import UsageError
 from mechrl.tasks import EVALUATION, TRAIN
@@ -48,7 +48,7 @@ class HeadDiscoveryEnv(gymnasium.Env):
             raise UsageError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
         cache = cache if isinstance(cache, Cache) else Cache.open(cache)
         table = ScoreTable.from_cache(cache, tasks or cache.tasks, SPLITS[split], control_weight)
-        self.episodes = Episodes(table, 1, default_picks(cache.n_sites) if picks is None else picks, signals)
+        self.episodes = ParallelEpisodes(table, 1, default_picks(cache.n_sites) if picks is None else picks, signals)
         self.observation_space = spaces.Box(-np.inf, np.inf, self.episodes.observation.shape[1:], np.float32)
         self.action_space = spaces.Discrete(table.n_sites)
 
@@ -72,7 +72,8 @@ class HeadDiscoveryEnv(gymnasium.Env):
 
     def action_masks(self) -> np.ndarray:
         """Which heads are left, bool [site]; `MaskablePPO` asks for it."""
-        return self.episodes.untried[0].copy()
+        untried: np.ndarray = self.episodes.untried[0].copy()
+        return untried
 
     def _start(self, options: dict[str, Any]) -> None:
         table, state = self.episodes.table, self.episodes.state

@@ -52,7 +52,7 @@ class ScoreTable:
 
     @property
     def n_sites(self) -> int:
-        return self.damage.shape[1]
+        return int(self.damage.shape[1])
 
     def scores(self, rows: np.ndarray, control_rows: np.ndarray) -> np.ndarray:
         """Scores of all heads, float32 [episode, site], of the episodes on these batches."""

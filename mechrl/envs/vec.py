@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 
 
 class HeadVecEnv(VecEnv):
@@ -17,13 +17,13 @@ class HeadVecEnv(VecEnv):
     the next `step` or `reset`, as stable-baselines3 needs, and is then written anew; copy what you keep longer.
     Everything else is yours. While no episode ends, `infos` is the same list of empty dicts.
 
-    :param episodes: the game; see `Episodes` for its rules.
+    :param episodes: the game; see `ParallelEpisodes` for its rules.
     :param seed: of the draws; `seed()` before a `reset()` overrides it.
     """
 
     render_mode = None
 
-    def __init__(self, episodes: Episodes, seed: int = 0):
+    def __init__(self, episodes: ParallelEpisodes, seed: int = 0):
         self.episodes = episodes
         n_observed = episodes.observation.shape[1]
         super().__init__(

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import check_writable, write_whole
 from mechrl.errors import UsageError
+from mechrl.score import score
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -28,7 +29,7 @@ def draw_heatmaps(cache: Cache, path: Path) -> None:
         panels = {f"{task}: score": cache.episode_scores(task).mean(0) for task in cache.tasks}
     else:
         control = cache.control_damage.mean(0)
-        panels = {f"{task}: score": cache.damage(task).mean(0) - control for task in cache.tasks}
+        panels = {f"{task}: score": score(cache.damage(task).mean(0), control) for task in cache.tasks}
         panels["control damage"] = control
     figure = _figure(panels, cache)
     write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=110))

@@ -201,9 +201,9 @@ def _place(
 
 def _compare(cache: Cache, policy, note: "CheckpointNote") -> "dict[str, list[tuple[str, Evaluation]]]":
     from mechrl.search.comparison import compare
-    from mechrl.search.ppo.checkpoint import move
+    from mechrl.search.ppo.checkpoint import adapt_to_cache
 
-    return compare(cache, policy, move(policy, note, cache))
+    return compare(cache, policy, adapt_to_cache(policy, note, cache))
 
 
 def _check_fits(file: VerificationFile, cache: Cache) -> None:

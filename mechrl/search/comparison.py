@@ -5,7 +5,7 @@ from mechrl.search.methods.orders import random_order, static_order
 from mechrl.search.ppo.checkpoint import CheckpointNote
 from mechrl.search.ppo.policy_search import policy_search
 from mechrl.search.ppo.training import PlanningPolicy
-from mechrl.search.problem import Problem
+from mechrl.search.problem import Problem, Start
 from mechrl.search.protocol import Evaluation, evaluate
 
 
@@ -21,7 +21,7 @@ def compare(cache: Cache, policy: PlanningPolicy, note: CheckpointNote) -> dict[
             cache, task, tuple(other for other in note.tasks if other != task), control_weight=note.control_weight
         )
 
-        def run(search, task=task):
+        def run(search: Start, task: str = task) -> Evaluation:
             return evaluate(cache, task, search, note.picks, control_weight=note.control_weight, seed=note.seed)
 
         rows = []

@@ -21,25 +21,25 @@ ONE_STEP_RUNS, INTEGRATED_RUNS = 2.0, 15.0  # a backward pass; five times forwar
 
 @dataclass(frozen=True)
 class Few:
-    """A look at one head on the first `prompts` prompts of the episode's batch."""
+    """A query of one head on the first `prompts` prompts of the episode's batch."""
 
     site: int
     prompts: int
 
 
-Look = int | Sequence[int] | np.ndarray | Few
-Search = Generator[Look, Any, None]
-"""A search of one episode: looks, one after the other. A generator is sent the scores seen, float32; what needs none of
-them may be any iterable of looks.
+Query = int | Sequence[int] | np.ndarray | Few
+Search = Generator[Query, Any, None]
+"""A search of one episode: queries, one after the other. A generator is sent the scores seen, float32; what needs none
+of them may be any iterable of queries.
 
-A site: that head is picked; its score is sent. Several sites: all are looked at and paid for, the best is picked,
-their scores are sent. `Few`: a head on some prompts only; looking again at more of them costs the difference. A search
+A site: that head is picked; its score is sent. Several sites: all are queried and paid for, the best is picked,
+their scores are sent. `Few`: a head on some prompts only; asking again for more of them costs the difference. A search
 may end early; it is stopped when the episode ends.
 """
 
 
 @dataclass
-class Episode:
+class SearchEpisode:
     """One episode as a search sees it: not its scores, which it must ask for.
 
     :param n_sites: how many heads there are; `picks`: how many picks it may make.
@@ -84,7 +84,7 @@ class Episode:
         return self._features()
 
 
-Start = Callable[[Episode], Iterable[Look]]  # begins the search of an episode
+Start = Callable[[SearchEpisode], Iterable[Query]]  # begins the search of an episode
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Problem:
         :raises UsageError: it is not a training task.
         """
         if task not in self.train:
-            raise UsageError(f"{task!r} is held out: a method must look at its scores, it does not know them")
+            raise UsageError(f"{task!r} is held out: a method must query its scores, it does not know them")
         return episode_scores(self.cache, task, TRAIN, self.control_weight)
 
     @cached_property
@@ -136,18 +136,19 @@ class Problem:
     @cached_property
     def static_mean(self) -> np.ndarray:
         """The mean over training tasks, float32 [site]: what the static order sorts by."""
-        return self.training_means.mean(0)
+        mean: np.ndarray = self.training_means.mean(0)
+        return mean
 
     def training_attribution(self, task: str, integrated: bool = False) -> np.ndarray:
-        """Attribution of a training task's training episodes, float32 [episode, site]; see `Episode.attribution`."""
+        """Attribution of a training task's training episodes, float32 [episode, site]: `SearchEpisode.attribution`."""
         if task not in self.train:
-            raise UsageError(f"{task!r} is held out: a method asks its `Episode` for attribution there")
+            raise UsageError(f"{task!r} is held out: a method asks its `SearchEpisode` for attribution there")
         return episode_attribution(self.cache, task, TRAIN, integrated, self.control_weight)
 
     def training_features(self, task: str) -> dict[str, np.ndarray]:
         """Head features of a training task's training episodes, float32 [episode, site] each."""
         if task not in self.train:
-            raise UsageError(f"{task!r} is held out: a method asks its `Episode` for features there")
+            raise UsageError(f"{task!r} is held out: a method asks its `SearchEpisode` for features there")
         return episode_features(self.cache, task, TRAIN)
 
 
@@ -167,11 +168,11 @@ def episode_attribution(
     :param prompts: use only so many of each batch; 0 for all.
     :raises UsageError: the cache has no attribution.
     """
-    of_task, of_control = cache.attribution(task, integrated), cache.control_attribution(integrated)
-    if of_task is None or of_control is None:
-        raise UsageError(f"{cache.path} holds no attribution: build it again with this mechrl, or use --track scores")
-    batches = _by_batch(cache, of_task[cache.in_split(task, split)])[:, : prompts or None]
-    return score(batches.mean(1), of_control[cache.in_split(None, TRAIN)].mean(0), control_weight)
+    task_rows, control_rows = cache.attribution(task, integrated), cache.control_attribution(integrated)
+    if task_rows is None or control_rows is None:
+        raise UsageError(f"{cache.path} holds no attribution: build it again, or keep to the track {SCORES!r}")
+    batches = _by_batch(cache, task_rows[cache.in_split(task, split)])[:, : prompts or None]
+    return score(batches.mean(1), control_rows[cache.in_split(None, TRAIN)].mean(0), control_weight)
 
 
 def episode_features(cache: Cache, task: str, split: int, prompts: int = 0) -> dict[str, np.ndarray]:
@@ -187,6 +188,12 @@ def _by_batch(cache: Cache, rows: np.ndarray) -> np.ndarray:
     return rows.reshape(-1, cache.batch_size, cache.n_sites)
 
 
+def z_scored(values: np.ndarray) -> np.ndarray:
+    """Minus the mean, divided by the standard deviation, over heads."""
+    scored: np.ndarray = (values - values.mean(-1, keepdims=True)) / np.maximum(values.std(-1, keepdims=True), 1e-12)
+    return scored
+
+
 def family_of(task: str) -> str:
     """The family of a built-in task; any other task is a family of its own."""
     return TASKS[task].family if task in TASKS else task
@@ -194,8 +201,8 @@ def family_of(task: str) -> str:
 
 def families(cache: Cache) -> dict[str, list[str]]:
     """The tasks of a cache that its model does, by family: at least 90 % accuracy on the training prompts."""
-    found: dict[str, list[str]] = {}
+    by_family: dict[str, list[str]] = {}
     for task in cache.tasks:
         if cache.imported or float((cache.clean(task)[cache.in_split(task, TRAIN)] > 0).mean()) >= LEAST_ACCURACY:
-            found.setdefault(family_of(task), []).append(task)
-    return found
+            by_family.setdefault(family_of(task), []).append(task)
+    return by_family

@@ -1,11 +1,13 @@
-"""The evaluation that every method goes through: the same episodes, inputs and measures, and every look is paid.
+"""The evaluation that every method goes through: the same episodes, inputs and measures, and every query is paid.
 
 docs/protocol.md says what is compared and how.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cache as cache_calls
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -15,18 +17,16 @@ from mechrl.score import best_first, control_of_batch, score
 from mechrl.search.problem import (
     ATTRIBUTION,
     SCORES,
-    Episode,
-    Few,
-    Search,
+    SearchEpisode,
     Start,
     episode_attribution,
     episode_features,
     episode_scores,
 )  # fmt: skip
+from mechrl.search.referee import Event, Referee
 from mechrl.tasks import EVALUATION
 
 RATIO_PICKS = (1, 3, 5, 10, 25, 50)
-MOST_EVENTS = 64  # looks at few prompts, times the number of heads; what goes on longer is stopped
 LEAST_ORACLE = 0.05  # episodes whose best head scores no more than this have no ratio
 COVERAGE_SHARE, COVERAGE_LEAST = 0.07, 3
 
@@ -37,13 +37,13 @@ def coverage_k(n_sites: int) -> int:
 
 
 def exhaustive_runs(n_layers: int, n_heads: int) -> float:
-    """What looking at every head costs, in runs, the clean model included."""
+    """What querying every head costs, in runs, the clean model included."""
     return 1 + n_heads * (n_layers + 1) / 2
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a method did on the episodes of a task. An *event* is a pick, or a look on a few prompts.
+    """What a method did on the episodes of a task. An *event* is a pick, or a query on a few prompts.
 
     :param task: the task.
     :param picked: int64 [episode, event], sites.
@@ -51,10 +51,10 @@ class Evaluation:
     :param runs: float64 [episode, event], cost up to and with each event, see docs/protocol.md.
     :param scores: float32 [episode, site], the scores of all heads of each episode.
     :param true_scores: float32 [episode, site], mean scores over prompts of the split that the episode did not use.
-    :param control_runs: float64 [episode, event], the cost with control charged for every look.
+    :param control_runs: float64 [episode, event], the cost with control charged for every query.
     :param whole: whether every event is a pick, seen on the whole batch.
-    :param looked: int64 [episode, event, look], all heads looked at for a pick, -1 for none; by default the pick alone.
-    :param shown: float32 [episode, event, look], what was seen of them.
+    :param queried: int64 [episode, event, query], all heads that an event asked for, -1 for none; by default the pick.
+    :param answers: float32 [episode, event, query], what was seen of them.
     """
 
     task: str
@@ -65,14 +65,15 @@ class Evaluation:
     true_scores: np.ndarray
     control_runs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     whole: bool = True
-    looked: np.ndarray | None = None
-    shown: np.ndarray | None = None
+    queried: np.ndarray | None = None
+    answers: np.ndarray | None = None
 
     def ratios(self, picks: int) -> np.ndarray:
         """Oracle ratio of each counted episode after so many picks: best score found ÷ best over all heads."""
         oracle = self.scores.max(1)
         counted = oracle > LEAST_ORACLE
-        return self.seen[counted, :picks].max(1) / oracle[counted]
+        ratios: np.ndarray = self.seen[counted, :picks].max(1) / oracle[counted]
+        return ratios
 
     def left_out(self) -> int:
         """How many episodes have no ratio because their oracle is ≤ 0.05."""
@@ -81,17 +82,17 @@ class Evaluation:
     @cached_property
     def best_heads(self) -> np.ndarray:
         """Which heads are the best k after each event, by what was seen of them last, bool [episode, event, site]."""
-        looked = self.picked[:, :, None] if self.looked is None else self.looked
-        shown = self.seen[:, :, None] if self.shown is None else self.shown
-        n, n_events, width = looked.shape
+        queried = self.picked[:, :, None] if self.queried is None else self.queried
+        answers = self.seen[:, :, None] if self.answers is None else self.answers
+        n, n_events, width = queried.shape
         k = coverage_k(self.scores.shape[1])
         rows = np.arange(n)
         estimate = np.full(self.scores.shape, -np.inf, np.float32)
         best = np.zeros((n, n_events, self.scores.shape[1]), bool)
         for event in range(n_events):
-            for look in range(width):
-                there = looked[:, event, look] >= 0
-                estimate[rows[there], looked[there, event, look]] = shown[there, event, look]
+            for query in range(width):
+                there = queried[:, event, query] >= 0
+                estimate[rows[there], queried[there, event, query]] = answers[there, event, query]
             top = best_first(estimate)[:, :k]
             best[rows[:, None], event, top] = np.take_along_axis(estimate, top, 1) > -np.inf
         return best
@@ -99,10 +100,11 @@ class Evaluation:
     def coverages(self) -> np.ndarray:
         """coverage@k of each episode after each event, float64 [episode, event].
 
-        The best k of the heads looked at so far, as ranked by what was seen; the sum of their true scores over the sum
+        The best k of the heads queried so far, as ranked by what was seen; the sum of their true scores over the sum
         of the k largest true scores, negatives counted as 0.
         """
-        return coverages(self.best_heads, self.true_scores[None])[0]
+        reached: np.ndarray = coverages(self.best_heads, self.true_scores[None])[0]
+        return reached
 
     def summary(self) -> dict[str, float | None]:
         """Means over episodes: oracle ratio after 1, 3, 5, … picks (None where no episode has one) and coverage."""
@@ -120,8 +122,9 @@ def coverages(best_heads: np.ndarray, true_scores: np.ndarray) -> np.ndarray:
     """
     worth = np.maximum(true_scores, 0).astype(np.float64)
     most = np.sort(worth, 2)[:, :, -coverage_k(worth.shape[2]) :].sum(2)
-    found = np.matmul(best_heads.astype(np.float64), worth.transpose(1, 2, 0)).transpose(2, 0, 1)
-    return found / np.maximum(most, np.finfo(np.float32).tiny)[:, :, None]
+    reached = np.matmul(best_heads.astype(np.float64), worth.transpose(1, 2, 0)).transpose(2, 0, 1)
+    share: np.ndarray = reached / np.maximum(most, np.finfo(np.float32).tiny)[:, :, None]
+    return share
 
 
 def mean_curve(reached: np.ndarray, runs: np.ndarray, weights: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -132,9 +135,9 @@ def mean_curve(reached: np.ndarray, runs: np.ndarray, weights: np.ndarray, grid:
     :param weights: of the episodes, float [resample, episode].
     """
     curve = np.zeros((len(reached), len(grid)))
-    for episode, of_episode in enumerate(runs):
+    for episode, costs in enumerate(runs):
         before = np.concatenate([np.zeros((len(reached), 1)), reached[:, episode]], 1)
-        at = np.searchsorted(of_episode, grid, side="right")
+        at = np.searchsorted(costs, grid, side="right")
         curve += (weights[:, episode] / weights.sum(1))[:, None] * before[:, at]
     return curve
 
@@ -170,7 +173,7 @@ def evaluate(
     :param method: begins a search; see `mechrl.search.problem.Search`.
     :param picks: an episode ends after so many picks.
     :param track: whether attribution may be asked for.
-    :param prompts: look at only so many prompts of each batch; 0 for all.
+    :param prompts: query heads on only so many prompts of each batch; 0 for all.
     :param seed: of what the search draws at random.
     :param episodes: at most so many.
     :param shuffled: tell the search the score of another head, one permutation of the heads an episode; what it picks
@@ -180,113 +183,69 @@ def evaluate(
     if not 1 <= picks <= cache.n_sites:
         raise UsageError(f"picks must be between 1 and the {cache.n_sites} heads, not {picks}")
     if not 0 <= prompts <= cache.batch_size:
-        raise UsageError(f"a look is at 1 to {cache.batch_size} prompts, the batch size, not {prompts}")
+        raise UsageError(f"a query is on 1 to {cache.batch_size} prompts, the batch size, not {prompts}")
     scores = episode_scores(cache, task, split, control_weight)[:episodes]
-    known = _known(cache, task, split, control_weight, prompts) if track == ATTRIBUTION else (None, None)
+    known = _known(cache, task, split, control_weight, prompts) if track == ATTRIBUTION else None
     played = []
     for i in range(len(scores)):
         rng = np.random.default_rng([seed, i])
-        attribution, features = (ask and partial(ask, i) for ask in known)
-        episode = Episode(cache.n_layers, cache.n_heads, picks, rng, attribution, features)
-        referee = _Referee(cache, task, split, i, scores[i], control_weight, prompts)
+        episode = SearchEpisode(cache.n_layers, cache.n_heads, picks, rng, *(known(i) if known else ()))
+        referee = Referee(cache, task, split, i, scores[i], control_weight, prompts)
         played.append(referee.play(method, episode, shuffled))
-    most = max(len(events) for events, _ in played)
-    padded = [events + events[-1:] * (most - len(events)) for events, _ in played]
-    picked, seen, runs, control_runs = (np.array([[e[i] for e in of] for of in padded]) for i in range(4))
-    width = max(len(event[4]) for of in padded for event in of)
-    looked, shown = (
-        np.array([[np.pad(e[i], (0, width - len(e[i])), constant_values=-1) for e in of] for of in padded])
-        for i in (4, 5)
-    )
     damage, control = cache.batch_damage(task, split), cache.batch_control(split)
     others = mean_of_others(control)[control_of_batch(len(scores), len(control))]
     true_scores = score(mean_of_others(damage)[: len(scores)], others, control_weight)
+    return _as_arrays(task, [events for events, _ in played], scores, true_scores, all(whole for _, whole in played))
+
+
+def _as_arrays(
+    task: str, played: Sequence[list[Event]], scores: np.ndarray, true_scores: np.ndarray, whole: bool
+) -> Evaluation:
+    """The events of all episodes, as many of each: the last event of a shorter episode is repeated."""
+    most = max(map(len, played))
+    rows = [events + events[-1:] * (most - len(events)) for events in played]
+    width = max(len(event.queried) for row in rows for event in row)
+
+    def each(value: Callable[[Event], Any]) -> np.ndarray:
+        return np.array([[value(event) for event in row] for row in rows])
+
+    def padded(values: np.ndarray) -> np.ndarray:
+        return np.pad(values, (0, width - len(values)), constant_values=-1)
+
     return Evaluation(
-        task, picked.astype(np.int64), seen.astype(np.float32), runs, scores, true_scores, control_runs,
-        all(whole for _, whole in played), looked, shown,
-    )  # fmt: skip
+        task,
+        picked=each(lambda event: event.picked).astype(np.int64),
+        seen=each(lambda event: event.seen).astype(np.float32),
+        runs=each(lambda event: event.runs),
+        scores=scores,
+        true_scores=true_scores,
+        control_runs=each(lambda event: event.control_runs),
+        whole=whole,
+        queried=each(lambda event: padded(event.queried)),
+        answers=each(lambda event: padded(event.answers)),
+    )
 
 
-def _known(cache: Cache, task: str, split: int, control_weight: float, prompts: int) -> tuple[Callable, Callable]:
+def _known(
+    cache: Cache, task: str, split: int, control_weight: float, prompts: int
+) -> Callable[[int], tuple[Callable[[bool], np.ndarray], Callable[[], dict[str, np.ndarray]]]]:
     """What the i-th episode of the track `attribution` may ask for: attribution and head features."""
 
-    @lru_cache(maxsize=2)
-    def of_all(integrated: bool) -> np.ndarray:
+    @cache_calls
+    def attribution(integrated: bool) -> np.ndarray:
         return episode_attribution(cache, task, split, integrated, control_weight, prompts)
 
-    def attribution(i: int, integrated: bool) -> np.ndarray:
-        return of_all(integrated)[i]
+    @cache_calls
+    def features() -> dict[str, np.ndarray]:
+        return episode_features(cache, task, split, prompts)
 
-    def features(i: int) -> dict[str, np.ndarray]:
-        return {name: values[i] for name, values in episode_features(cache, task, split, prompts).items()}
-
-    return attribution, features
-
-
-class _Referee:
-    """Answers the looks of one episode and keeps the account."""
-
-    def __init__(
-        self, cache: Cache, task: str, split: int, i: int, scores: np.ndarray, control_weight: float, prompts: int
-    ):
-        self.cache, self.scores, self.prompts = cache, scores, prompts
-        self.layer_cost = 1 - np.arange(cache.n_sites) // cache.n_heads / cache.n_layers
-        self.prompts_of = np.zeros(cache.n_sites, np.int64)  # prompts that each head was looked at on
-        self._where = task, split, i, control_weight
-        self._rows: np.ndarray | None = None
-
-    def play(self, method: Start, episode: Episode, shuffled: bool) -> tuple[list[tuple], bool]:
-        """(site, seen, runs, control runs, all looks, what they showed) of every event; whether all were picks."""
-        told = episode.rng.permutation(len(self.scores)) if shuffled else None
-        events: list[tuple] = []
-        whole, answer = True, None
-        looks = method(episode)
-        search: Search = looks if isinstance(looks, Generator) else (look for look in looks)
-        while len(events) < (episode.picks if whole else MOST_EVENTS * len(self.scores)):
-            try:
-                look = search.send(answer)
-            except StopIteration:
-                break
-            sites = np.atleast_1d(np.asarray(look.site if isinstance(look, Few) else look))
-            few = look.prompts if isinstance(look, Few) else self.prompts
-            if sites.dtype.kind not in "iu" or sites.ndim > 1 or not len(sites):
-                raise UsageError(f"a method looks at {look!r:.80}: a look is a site, a list of sites, or a Few")
-            if sites.min() < 0 or sites.max() >= len(self.scores):
-                raise UsageError(f"a method looks at {look!r:.80}: heads are 0 to {len(self.scores) - 1}")
-            whole = whole and not few
-            seen = self._seen(sites, few)
-            told_scores = seen if told is None else self.scores[told[sites]]
-            answer = told_scores if not isinstance(look, Few) and np.ndim(look) else told_scores[0]
-            best = int(seen.argmax())
-            events.append((sites[best], seen[best], *self._cost(episode), sites, seen))
-        if not events:
-            raise UsageError("a method looked at no head at all")
-        return events, whole
-
-    def _seen(self, sites: np.ndarray, few: int) -> np.ndarray:
-        size = self.cache.batch_size
-        if not 0 <= few <= size:
-            raise UsageError(f"a look is at 1 to {size} prompts, the batch size, not {few}")
-        self.prompts_of[sites] = np.maximum(self.prompts_of[sites], few or size)
-        if not few or few == size:
-            return self.scores[sites]
-        task, split, i, weight = self._where
-        if self._rows is None:
-            rows = np.flatnonzero(self.cache.in_split(task, split))[i * size : (i + 1) * size]
-            control = self.cache.batch_control(split)
-            paired = control[control_of_batch(i + 1, len(control))[i]]
-            self._rows = score(self.cache.damage(task)[rows], paired, weight)
-        return self._rows[:few, sites].mean(0)
-
-    def _cost(self, episode: Episode) -> tuple[float, float]:
-        size = self.cache.batch_size
-        known = sum(episode.charged.values())
-        looks = (self.prompts_of / size * self.layer_cost).sum()
-        clean = max(self.prompts_of.max(), (self.prompts or size) if episode.charged else 0)
-        runs = float(clean / size + looks + known * (self.prompts or size) / size)
-        return runs, runs + 1 + float(self.layer_cost[self.prompts_of > 0].sum()) + known
+    return lambda i: (
+        lambda integrated: attribution(integrated)[i],
+        lambda: {name: values[i] for name, values in features().items()},
+    )
 
 
 def mean_of_others(batches: np.ndarray) -> np.ndarray:
     """For each batch [batch, site] the mean over all other batches."""
-    return (batches.sum(0) - batches) / np.float32(len(batches) - 1)
+    means: np.ndarray = (batches.sum(0) - batches) / np.float32(len(batches) - 1)
+    return means

@@ -14,7 +14,7 @@ from gymnasium import spaces
 import mechrl.envs  # makes the environment known to gymnasium
 from mechrl.cache.export import header
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.errors import MachineError, UsageError, unknown_name
 from mechrl.score import control_of_batch
@@ -23,6 +23,8 @@ from mechrl.search.problem import Problem, family_of
 from mechrl.search.protocol import evaluate
 from mechrl.tasks import EVALUATION, TRAIN
 
+SPLIT_NAMES = {TRAIN: "train", EVALUATION: "evaluation"}
+
 
 def search(cache: Cache, task: str, name: str, picks: int | None = None, seed: int = 0) -> np.ndarray:
     """What a method picks on the evaluation episodes of a task, int64 [episode, pick], sites.
@@ -30,7 +32,7 @@ def search(cache: Cache, task: str, name: str, picks: int | None = None, seed: i
     :param name: of a registered method; it knows the cache's tasks of other families.
     :param picks: in an episode; 35 % of the heads by default.
     :raises UsageError: no such task or method, more picks than heads, a method that learns without a task of another
-        family, or one whose looks are no picks.
+        family, or one whose queries are no picks.
     """
     cache.check_task(task)
     known = all_methods()
@@ -42,13 +44,13 @@ def search(cache: Cache, task: str, name: str, picks: int | None = None, seed: i
         raise UsageError(f"{name!r} learns from tasks of other families than {task}, and {cache.path} holds none")
     start = method.prepare(Problem(cache, task, train, method.track, seed=seed))
     assert start is not None
-    found = evaluate(
+    evaluation = evaluate(
         cache, task, start, default_picks(cache.n_sites) if picks is None else picks, track=method.track,
         prompts=method.prompts, seed=seed,
     )  # fmt: skip
-    if not found.whole:
-        raise UsageError(f"{name!r} looks at few prompts of a batch; such looks are no picks, and no trajectories")
-    return found.picked
+    if not evaluation.whole:
+        raise UsageError(f"{name!r} queries few prompts of a batch; such queries are no picks, and no trajectories")
+    return evaluation.picked
 
 
 def write_minari(
@@ -88,43 +90,41 @@ def write_minari(
     table = ScoreTable.from_cache(cache, [task], split, control_weight)
     if sites.ndim != 2 or len(sites) != len(table.damage):
         raise UsageError(f"picks are [episode, pick] for {len(table.damage)} episodes, not {list(sites.shape)}")
-    picks = sites.shape[1]
-    split_name = {TRAIN: "train", EVALUATION: "evaluation"}[split]
     made_with = {
-        "cache": cache.path.name, "tasks": [task], "split": split_name, "picks": picks,
+        "cache": cache.path.name, "tasks": [task], "split": SPLIT_NAMES[split], "picks": sites.shape[1],
         "control_weight": control_weight,
     }  # fmt: skip
     spec = replace(gymnasium.spec("mechrl/HeadDiscovery-v0"), kwargs=made_with)
+    spaces_of_env = spaces.Box(-np.inf, np.inf, (1 + 2 * table.n_sites,), np.float32), spaces.Discrete(table.n_sites)
     buffers = [EpisodeBuffer(**episode) for episode in play(table, sites)]
-    metadata = {
-        "dataset_id": out.name if re.fullmatch(r"[-\w]+-v\d+", out.name) else re.sub(r"[^-\w]", "-", out.name) + "-v0",
-        "minari_version": minari.__version__,
-        "algorithm_name": name,
-        "description": f"Head discovery on {task}: episodes of {name}. The cache is not in the dataset: "
-        "recover_environment(cache=PATH) takes it.",
-        "requirements": ["mechrl"],
-        "mechrl": {
-            **header(cache), "task": task, "split": split_name, "control_weight": control_weight,
-            "mechrl_version": mechrl.__version__,
-        },
-    }  # fmt: skip
+    metadata = _metadata(cache, task, out.name, name, split, control_weight)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".minari-") as folder:
             whole = Path(folder).resolve() / "dataset"  # Minari measures its files by absolute paths only
             whole.mkdir()
-            storage = MinariStorage.new(
-                whole / "data",
-                spaces.Box(-np.inf, np.inf, (1 + 2 * table.n_sites,), np.float32),
-                spaces.Discrete(table.n_sites),
-                spec,
-            )
-            storage.update_metadata(metadata)
+            storage = MinariStorage.new(whole / "data", *spaces_of_env, spec)
+            storage.update_metadata({"minari_version": minari.__version__} | metadata)
             storage.update_episodes(buffers)
             os.rename(whole, out)
     except OSError as error:
         raise MachineError(f"cannot write {out}: {error.strerror or error}") from error
     return out / "data"
+
+
+def _metadata(cache: Cache, task: str, folder: str, method: str, split: int, control_weight: float) -> dict[str, Any]:
+    """What a Minari dataset says of itself, but for the version of Minari."""
+    return {
+        "dataset_id": folder if re.fullmatch(r"[-\w]+-v\d+", folder) else re.sub(r"[^-\w]", "-", folder) + "-v0",
+        "algorithm_name": method,
+        "description": f"Head discovery on {task}: episodes of {method}. The cache is not in the dataset: "
+        "recover_environment(cache=PATH) takes it.",
+        "requirements": ["mechrl"],
+        "mechrl": {
+            **header(cache), "task": task, "split": SPLIT_NAMES[split], "control_weight": control_weight,
+            "mechrl_version": mechrl.__version__,
+        },
+    }  # fmt: skip
 
 
 def play(table: ScoreTable, sites: np.ndarray) -> list[dict[str, Any]]:
@@ -136,7 +136,7 @@ def play(table: ScoreTable, sites: np.ndarray) -> list[dict[str, Any]]:
     """
     n, picks = sites.shape
     controls = control_of_batch(n, len(table.control))
-    episodes = Episodes(table, n, picks)
+    episodes = ParallelEpisodes(table, n, picks)
     for i in range(n):
         episodes.start(i, 0, i, int(controls[i]))
     observations, rewards, dones = [episodes.observation.copy()], [], []

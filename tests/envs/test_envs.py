@@ -11,12 +11,13 @@ from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
 from mechrl.building.build import build
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.live import LiveEpisodes, LiveScores
 from mechrl.envs.single import HeadDiscoveryEnv
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.envs.vec import HeadVecEnv
 from mechrl.errors import UsageError
+from mechrl.score import score
 from mechrl.tasks import TRAIN
 
 N_SITES = 6
@@ -47,7 +48,7 @@ def test_default_picks_are_35_percent():
 
 def test_kernel_follows_the_rules(table):
     """Random picks, repeats among them, against the rules written out in plain Python."""
-    episodes = Episodes(table, 5, picks=4, drop_signal=0.5)
+    episodes = ParallelEpisodes(table, 5, picks=4, drop_signal=0.5)
     rng = np.random.default_rng(1)
     for i in range(5):
         episodes.seed(i, i)
@@ -57,15 +58,15 @@ def test_kernel_follows_the_rules(table):
         tried = [{} for _ in range(5)]
         for pick in range(4):
             actions = rng.integers(0, N_SITES, 5)
-            looked = episodes.look(actions)
+            queried = episodes.query(actions)
             episodes.step(actions)
             for i, site in enumerate(actions):
                 row, control = episodes.state.row[i], episodes.state.control[i]
-                score = table.damage[row, site] - np.float32(0.5) * table.control[control, site]
-                assert looked[i] == pytest.approx(score, abs=1e-6)
+                expected = table.damage[row, site] - np.float32(0.5) * table.control[control, site]
+                assert queried[i] == pytest.approx(expected, abs=1e-6)
                 repeats += site in tried[i]
-                assert episodes.rewards[i] == pytest.approx(-1 if site in tried[i] else score, abs=1e-6)
-                tried[i][site] = score
+                assert episodes.rewards[i] == pytest.approx(-1 if site in tried[i] else expected, abs=1e-6)
+                tried[i][site] = expected
                 signal, mask, scores = np.split(episodes.observation[i], [2, 2 + N_SITES])
                 task = episodes.state.task[i]
                 assert row // 6 == task
@@ -77,8 +78,32 @@ def test_kernel_follows_the_rules(table):
     assert repeats > 100
 
 
+@pytest.mark.parametrize("weight", [0, 0.1, 1, 3.7])
+def test_the_kernels_scores_are_the_librarys_bit_for_bit(weight):
+    """Every head of every batch with every control batch, on tables of numbers from tiny to large."""
+    rng = np.random.default_rng(7)
+    n, n_control, n_sites = 40, 30, 20
+    damage, control = (
+        (rng.normal(size=(rows, n_sites)) * 10.0 ** rng.integers(-6, 4, (rows, n_sites))).astype(np.float32)
+        for rows in (n, n_control)
+    )
+    table = ScoreTable(("a",), damage, np.array([0]), np.array([n]), control, weight)
+    episodes = ParallelEpisodes(table, n, picks=n_sites)
+    for first in range(n_control):
+        controls = (first + np.arange(n)) % n_control
+        expected = score(damage, control[controls], weight)
+        assert expected.dtype == np.float32
+        for i in range(n):
+            episodes.start(i, 0, i, int(controls[i]))
+        for site in range(n_sites):
+            actions = np.full(n, site)
+            np.testing.assert_array_equal(episodes.query(actions), expected[:, site])
+            episodes.step(actions)
+            np.testing.assert_array_equal(episodes.rewards, expected[:, site])
+
+
 def test_draws_cover_all_batches_and_drop_the_signal_as_often_as_asked(table):
-    episodes = Episodes(table, 1, picks=2, drop_signal=0.25)
+    episodes = ParallelEpisodes(table, 1, picks=2, drop_signal=0.25)
     episodes.seed(0, 3)
     rows, controls, told = set(), set(), 0
     for _ in range(2000):
@@ -92,7 +117,7 @@ def test_draws_cover_all_batches_and_drop_the_signal_as_often_as_asked(table):
 
 
 def test_a_task_that_is_not_among_the_signals_gives_none(cache):
-    episodes = Episodes(ScoreTable.from_cache(cache, ["b"]), 1, picks=2, signals=["a"])
+    episodes = ParallelEpisodes(ScoreTable.from_cache(cache, ["b"]), 1, picks=2, signals=["a"])
     episodes.start(0, 0, 1, 0)
     assert episodes.observation[0, 0] == 0
     assert episodes.observation.shape[1] == 1 + 2 * N_SITES
@@ -101,7 +126,7 @@ def test_a_task_that_is_not_among_the_signals_gives_none(cache):
 def test_picks_are_checked(table):
     for picks in (0, N_SITES + 1):
         with pytest.raises(UsageError, match="between 1 and the 6 heads"):
-            Episodes(table, 1, picks)
+            ParallelEpisodes(table, 1, picks)
 
 
 def rollout(env, seed):
@@ -114,7 +139,7 @@ def rollout(env, seed):
 
 
 def test_vec_env_honours_seeds(table):
-    env = HeadVecEnv(Episodes(table, 3, picks=4))
+    env = HeadVecEnv(ParallelEpisodes(table, 3, picks=4))
     first, again, other = rollout(env, 5), rollout(env, 5), rollout(env, 6)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -191,7 +216,7 @@ class SlowVecEnv:
 def test_vec_env_equals_the_slow_reference_and_what_it_hands_out_stays_for_a_step(table, picks, hinted):
     if hinted:
         table = replace(table, hints=np.random.default_rng(5).normal(size=table.damage.shape).astype(np.float32))
-    env = HeadVecEnv(Episodes(table, 4, picks, drop_signal=0.25), seed=7)
+    env = HeadVecEnv(ParallelEpisodes(table, 4, picks, drop_signal=0.25), seed=7)
     slow = SlowVecEnv(table, 4, picks, 0.25, 7)
     assert env.observation_space.shape == (2 + (3 if hinted else 2) * N_SITES,)
     rng = np.random.default_rng(2)
@@ -228,7 +253,7 @@ def test_vec_env_equals_the_slow_reference_and_what_it_hands_out_stays_for_a_ste
 
 
 def test_a_step_with_an_action_that_is_no_head_changes_nothing(table):
-    env = HeadVecEnv(Episodes(table, 3, picks=4))
+    env = HeadVecEnv(ParallelEpisodes(table, 3, picks=4))
     start = env.reset()
     for wrong in (-1, N_SITES):
         with pytest.raises(UsageError, match="actions are sites, 0 to 5"):
@@ -238,7 +263,7 @@ def test_a_step_with_an_action_that_is_no_head_changes_nothing(table):
 
 
 def test_vec_env_starts_anew_and_gives_terminal_observations(table):
-    env = HeadVecEnv(Episodes(table, 3, picks=2), seed=1)
+    env = HeadVecEnv(ParallelEpisodes(table, 3, picks=2), seed=1)
     start = env.reset()
     assert env.has_attr("action_masks")
     kept = start.copy()
@@ -288,7 +313,7 @@ def test_live_and_lookup_give_the_same_rewards_over_whole_episodes(mini, small_c
     tasks = ["induction", "ioi"]
     table = ScoreTable.from_cache(small_cache, tasks, control_weight=0.7)
     picks = default_picks(small_cache.n_sites)
-    lookup = HeadVecEnv(Episodes(table, 2, picks), seed=4)
+    lookup = HeadVecEnv(ParallelEpisodes(table, 2, picks), seed=4)
     scores = LiveScores(mini, small_cache, tasks)
     live = HeadVecEnv(LiveEpisodes(scores, table, 2, picks), seed=4)
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import rewritten_note, table_cache
 
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError, UsageError
 from mechrl.search.comparison import compare
@@ -49,7 +49,7 @@ def trained(cache):
 
 def run_training(cache, seed=0, plan_k=1, steps=8000):
     preset = replace(PRESETS["default"], n_envs=16)
-    episodes = Episodes(ScoreTable.from_cache(cache, TASKS), 16, PICKS, drop_signal=preset.drop_signal)
+    episodes = ParallelEpisodes(ScoreTable.from_cache(cache, TASKS), 16, PICKS, drop_signal=preset.drop_signal)
     return train(episodes, preset, steps=steps, seed=seed, plan_k=plan_k)
 
 
@@ -115,17 +115,17 @@ def test_evaluation_goes_round_the_control_batches_and_leaves_the_episodes_own_o
 
 
 def test_planning_in_training_never_looks_at_a_head_that_was_tried(cache):
-    looked = []
+    queried_untried = []
 
-    class Watched(Episodes):
-        def look(self, sites):
-            looked.append(self.untried[np.arange(self.n), sites].copy())
-            return super().look(sites)
+    class Watched(ParallelEpisodes):
+        def query(self, sites):
+            queried_untried.append(self.untried[np.arange(self.n), sites].copy())
+            return super().query(sites)
 
     preset = replace(PRESETS["default"], n_envs=4)
     train(Watched(ScoreTable.from_cache(cache, TASKS), 4, 10), preset, steps=80, plan_k=3)
-    assert len(looked) >= 3 * 20
-    assert np.all(looked)
+    assert len(queried_untried) >= 3 * 20
+    assert np.all(queried_untried)
 
 
 def test_random_order_tries_every_head_once(cache):

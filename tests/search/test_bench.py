@@ -20,11 +20,9 @@ from mechrl.reporting.benchmark import as_dict, sentence
 from mechrl.search.bench import run as benchmark
 from mechrl.search.bench.run import bench
 from mechrl.search.bench.verdict import NO_DIFFERENCE, UNDECIDED, WINS, Verdict, choose_comparators
-from mechrl.search.methods import registry as methods
-from mechrl.search.methods.orders import z_scored
 from mechrl.search.ppo.heads_training import train_heads
 from mechrl.search.ppo.training import PRESETS
-from mechrl.search.problem import Problem, episode_attribution, families
+from mechrl.search.problem import Problem, episode_attribution, families, z_scored
 from mechrl.tasks import TRAIN
 
 QUICK = ["random", "static order", "Gaussian, expected improvement", "sweep on 1 prompt"]
@@ -178,9 +176,9 @@ def test_coverage_at_a_budget_is_read_at_that_budget(result):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return lambda episode: [1.9, 2.7]", "a look is a site"),
-        ("return lambda episode: [[True] * 12]", "a look is a site"),
-        ("return lambda episode: ['1.2']", "a look is a site"),
+        ("return lambda episode: [1.9, 2.7]", "a query is a site"),
+        ("return lambda episode: [[True] * 12]", "a query is a site"),
+        ("return lambda episode: ['1.2']", "a query is a site"),
         ("return lambda episode: 1 / 0", "method 'mine' fails on a: ZeroDivisionError"),
         ("return 1 / 0", "method 'mine' fails on a: ZeroDivisionError"),
         ("return lambda episode: [-1]", "heads are 0 to 11"),
@@ -193,7 +191,7 @@ def test_a_method_that_is_wrong_is_named(cache, plugin, body, message):
 def backwards(problem):
     {body}
 
-METHODS.append(Method("mine", "scores", backwards))
+METHODS = [Method("mine", "scores", backwards)]
 """
     )
     with pytest.raises(UsageError, match=re.escape(message)):
@@ -202,7 +200,7 @@ METHODS.append(Method("mine", "scores", backwards))
 
 @pytest.mark.parametrize("record", ["42", "Method('mine', 'scroes', None)", "Method('random', 'scores', None)"])
 def test_a_record_that_is_no_method_is_refused(cache, plugin, record):
-    plugin.write_text(f"from mechrl.search.methods.registry import METHODS, Method\nMETHODS.append({record})")
+    plugin.write_text(f"from mechrl.search.methods.registry import Method\nMETHODS = [{record}]")
     with pytest.raises(UsageError, match=r"is no Method of one of the tracks|two methods are called 'random'"):
         bench([cache.path], workers=1, plugin=plugin)
 
@@ -255,23 +253,18 @@ def test_a_wrong_method_gets_a_hint(cache):
 
 
 PLUGIN = """
-from mechrl.search.methods.registry import METHODS, Method
+from mechrl.search.methods.registry import Method
 
 def backwards(problem):
     return lambda episode: reversed(range(episode.n_sites))
 
-METHODS.append(Method("backwards", "scores", backwards))
+METHODS = [Method("backwards", "scores", backwards)]
 """
 
 
 @pytest.fixture
 def plugin(tmp_path):
-    from mechrl.search.methods.registry import METHODS
-
-    before = list(METHODS)
-    yield tmp_path / "mine.py"
-    METHODS[:] = before
-    methods._load_plugin.cache_clear()
+    return tmp_path / "mine.py"
 
 
 def test_a_plugin_adds_a_method_in_every_process(cache, plugin):
@@ -283,10 +276,17 @@ def test_a_plugin_adds_a_method_in_every_process(cache, plugin):
 
 def test_the_plugin_of_the_readme_runs(cache, plugin):
     blocks = re.findall(r"```\w*\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
-    (block,) = [b for b in blocks if "METHODS.append" in b]
+    (block,) = [b for b in blocks if "METHODS = [" in b]
     plugin.write_text(block)
     found = bench([cache.path], names=["last layer first"], workers=1, plugin=plugin)
     assert {o.task for o in found.outcomes} == set("abc")
+
+
+@pytest.mark.parametrize("text", ["", "METHODS = 3", "from mechrl.search.methods.registry import METHODS"])
+def test_a_plugin_without_a_list_of_its_own_is_named(cache, plugin, text):
+    plugin.write_text(text)
+    with pytest.raises(UsageError, match=r"mine\.py defines no list METHODS"):
+        bench([cache.path], workers=1, plugin=plugin)
 
 
 def test_a_plugin_that_fails_is_named(cache, plugin):

@@ -8,11 +8,11 @@ import torch
 from helpers import rewritten_note, table_cache
 
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.search.bench.run import bench
-from mechrl.search.ppo.checkpoint import CheckpointNote, load_checkpoint, move, save_checkpoint
+from mechrl.search.ppo.checkpoint import CheckpointNote, adapt_to_cache, load_checkpoint, save_checkpoint
 from mechrl.search.ppo.heads_policy import HeadsPolicy, make_heads_policy
 from mechrl.search.ppo.heads_training import train_heads
 from mechrl.search.ppo.policy_search import policy_search
@@ -63,7 +63,8 @@ def note(cache, trained):
     a = cache.attributes
     return CheckpointNote(
         TRAINED, UNSEEN, PICKS, 1.0, 5.0, -1.0, 1, "default", [trained.policy.width], 0, trained.num_timesteps, 2, 8,
-        a["model"], a["model_sha256"], a["ablation"], a["weight_processing"], cache.sha256, policy="heads", told=False,
+        a["model"], a["model_sha256"], a["ablation"], a["weight_processing"], cache.sha256,
+        policy="heads", task_signal=False,
     )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def test_its_weights_fit_any_number_of_heads_and_tasks():
 def test_on_a_larger_model_it_infers_with_the_weights_it_has(larger, trained, note, tmp_path):
     save_checkpoint(trained, note, tmp_path / "c.zip")
     policy, read = load_checkpoint(tmp_path / "c.zip")
-    moved = move(policy, read, larger)
+    moved = adapt_to_cache(policy, read, larger)
     assert moved.picks == PICKS * 30 // 16
     assert found(larger, policy) > best_fixed_order(larger) + 1
 
@@ -209,7 +210,7 @@ def test_a_checkpoint_comes_back_as_it_was(cache, trained, note, tmp_path):
     policy, again = load_checkpoint(tmp_path / "c.zip")
     assert again == note
     assert isinstance(policy, HeadsPolicy)
-    assert move(policy, again, cache) == note
+    assert adapt_to_cache(policy, again, cache) == note
     one, other = (evaluate(cache, "t6", policy_search(p), PICKS) for p in (trained.policy, policy))
     np.testing.assert_array_equal(one.picked, other.picked)
 
@@ -217,7 +218,7 @@ def test_a_checkpoint_comes_back_as_it_was(cache, trained, note, tmp_path):
 def test_a_checkpoint_of_one_output_per_head_is_refused_for_another_number_of_heads(note, larger):
     paper = replace(note, policy="paper", layers=[8])
     with pytest.raises(FileError, match="one output per head, 16, and the model of the cache has 30"):
-        move(make_policy(6, 16, [8]), paper, larger)
+        adapt_to_cache(make_policy(6, 16, [8]), paper, larger)
 
 
 def test_a_checkpoint_is_benchmarked_on_another_model_and_on_no_family_that_it_knows(trained, note, larger, tmp_path):
@@ -228,8 +229,10 @@ def test_a_checkpoint_is_benchmarked_on_another_model_and_on_no_family_that_it_k
 
 
 def test_a_benchmark_refuses_a_checkpoint_of_one_output_per_head_for_another_model(note, larger, tmp_path):
-    paper = replace(note, policy="paper", layers=[8], tasks=TRAINED[:5], told=False)
-    ppo = train(Episodes(ScoreTable.from_cache(larger, ["t0"]), 4, 2), replace(PRESETS["default"], n_envs=4), steps=8)
+    paper = replace(note, policy="paper", layers=[8], tasks=TRAINED[:5], task_signal=False)
+    ppo = train(
+        ParallelEpisodes(ScoreTable.from_cache(larger, ["t0"]), 4, 2), replace(PRESETS["default"], n_envs=4), steps=8
+    )
     ppo.policy = make_policy(0, 16, [8])
     save_checkpoint(ppo, paper, tmp_path / "p.zip")
     with pytest.raises(FileError, match="one output per head"):
@@ -238,7 +241,7 @@ def test_a_benchmark_refuses_a_checkpoint_of_one_output_per_head_for_another_mod
 
 def test_a_checkpoint_is_refused_for_a_cache_without_its_tasks(cache, trained, note):
     with pytest.raises(FileError, match="trained on t9"):
-        move(trained.policy, replace(note, tasks=["t1", "t9"]), cache)
+        adapt_to_cache(trained.policy, replace(note, tasks=["t1", "t9"]), cache)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.envs.vec import HeadVecEnv
 from mechrl.search.ppo.lean_ppo import LeanPPO, Tanh
@@ -39,7 +39,7 @@ def both(table):
     """The lean one and the slow reference, which gets a policy without any code of ours."""
     kinds = ((LeanPPO, SameDraws), (MaskablePPO, MaskableActorCriticPolicy))
     return [
-        kind(policy, HeadVecEnv(Episodes(table, ENVS, PICKS, drop_signal=0.25), 4),
+        kind(policy, HeadVecEnv(ParallelEpisodes(table, ENVS, PICKS, drop_signal=0.25), 4),
              policy_kwargs={"net_arch": [16, 16]}, **SETTINGS)
         for kind, policy in kinds
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def test_heads_are_drawn_as_often_as_the_policy_says_and_never_a_tried_one(table
     torch.manual_seed(0)
     policy = both(table)[0].policy
     policy.plan_k = plan_k
-    policy.look = lambda sites: np.tile(np.arange(plan_k)[:, None], (1, sites.shape[1]))  # the last is always the best
+    policy.query = lambda sites: np.tile(np.arange(plan_k)[:, None], (1, sites.shape[1]))  # the last is always the best
     probabilities = torch.tensor([0, 0.5, 0, 0.1, 0.15, 0.25, 0])
     log_probs = probabilities.log().clamp(min=-1e8).expand(20_000, -1)
     counts = torch.bincount(PlanningPolicy.sample(policy, log_probs), minlength=7) / 20_000
@@ -131,7 +131,9 @@ def test_training_takes_another_policy(table):
             return super().log_probs_and_values(obs, untried)
 
     preset = replace(PRESETS["default"], n_envs=4, epochs=1, minibatches=2)
-    ppo = train(Episodes(table, 4, PICKS), preset, steps=40, policy_class=Counting, policy_kwargs={"net_arch": [7]})
+    ppo = train(
+        ParallelEpisodes(table, 4, PICKS), preset, steps=40, policy_class=Counting, policy_kwargs={"net_arch": [7]}
+    )
     assert isinstance(ppo.policy, Counting)
     assert ppo.policy.action_net.weight.shape == (N_SITES, 7)
     assert Counting.calls == 2 * (PICKS + 1 + 2)

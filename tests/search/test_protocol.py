@@ -10,11 +10,11 @@ from helpers import table_cache, with_attribution
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import write_content
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import UsageError
 from mechrl.search.bench import statistics
-from mechrl.search.methods.orders import in_order, z_scored
+from mechrl.search.methods.orders import in_order
 from mechrl.search.methods.prior import Gaussian
 from mechrl.search.methods.registry import METHODS
 from mechrl.search.ppo.policy_search import policy_search
@@ -26,6 +26,7 @@ from mechrl.search.problem import (
     Problem,
     episode_attribution,
     episode_scores,
+    z_scored,
 )  # fmt: skip
 from mechrl.search.protocol import Evaluation, cost_to, evaluate, exhaustive_runs, mean_curve
 from mechrl.tasks import EVALUATION, TRAIN
@@ -193,7 +194,7 @@ def test_a_policy_sees_what_the_environment_shows(attributed, hints):
         table = replace(table, hints=z_scored(episode_attribution(attributed, "a", EVALUATION)))
     evaluate(attributed, "a", policy_search(Watching(), ["b", "a"], "a", hints=hints), 4, track=track)
     for i in range(len(table.damage)):
-        env = Episodes(table, 1, 4, ["b", "a"])
+        env = ParallelEpisodes(table, 1, 4, ["b", "a"])
         env.start(0, 0, i, i % len(table.control))
         for site in (11, 10, 9, 8):
             observation, untried = seen.pop(0)

@@ -170,9 +170,9 @@ def test_a_static_order_needs_another_task(tmp_path):
         search(table_cache(tmp_path / "t.h5", {"a": numbers}, numbers, 1, 2), "a", "static order")
 
 
-def test_looks_at_few_prompts_are_no_trajectories(tmp_path):
+def test_queries_on_few_prompts_are_no_trajectories(tmp_path):
     numbers = np.zeros((12, 2), np.float32)
-    with pytest.raises(UsageError, match="such looks are no picks"):
+    with pytest.raises(UsageError, match="such queries are no picks"):
         search(table_cache(tmp_path / "t.h5", {"a": numbers}, numbers, 1, 2, batch_size=3), "a", "sweep on 1 prompt")
 
 

@@ -10,7 +10,7 @@ from helpers import table_cache
 from mechrl.cache.format import Content
 from mechrl.cache.imported import import_table
 from mechrl.cache.storage import manifest_path, write_content
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.search.ppo.checkpoint import CheckpointNote, save_checkpoint
 from mechrl.search.ppo.heads_training import train_heads
@@ -33,13 +33,13 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     common = [a["model"], a["model_sha256"], a["ablation"], a["weight_processing"], cache.sha256]
     sizes = [N_LAYERS, N_HEADS, *common]
     preset = PRESETS["default"]
-    ppo = train(Episodes(ScoreTable.from_cache(cache, ["a", "b"]), preset.n_envs, PICKS), preset, steps=128)
+    ppo = train(ParallelEpisodes(ScoreTable.from_cache(cache, ["a", "b"]), preset.n_envs, PICKS), preset, steps=128)
     note = CheckpointNote(["a", "b"], ["c"], PICKS, 1.0, 5.0, -1.0, 1, "default", list(preset.layers), 0, 128, *sizes)
     save_checkpoint(ppo, note, folder / "good.zip")
     ppo = train_heads(cache, ["a", "b"], picks=PICKS, steps=128)
     note = CheckpointNote(
         ["a", "b"], ["c"], PICKS, 1.0, 5.0, -1.0, 1, "default", [ppo.policy.width], 0, 128, *sizes,
-        policy="heads", told=False,
+        policy="heads", task_signal=False,
     )  # fmt: skip
     save_checkpoint(ppo, note, folder / "heads.zip")
     root = {

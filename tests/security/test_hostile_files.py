@@ -27,7 +27,7 @@ from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
 from mechrl.errors import FileError, UsageError
 from mechrl.reporting.heatmap import draw_heatmaps
-from mechrl.search.ppo.checkpoint import load_checkpoint, move
+from mechrl.search.ppo.checkpoint import adapt_to_cache, load_checkpoint
 from mechrl.tables import print_table
 from mechrl.tasks import read_task_file
 
@@ -384,7 +384,7 @@ def test_names_in_a_file_are_never_opened(folder):
         export(cache, kind, ["a"])
     draw_heatmaps(cache, folder / "heads.png")
     policy, note = load_checkpoint(path)
-    move(policy, note, cache)
+    adapt_to_cache(policy, note, cache)
     watched = False
     assert (cache.attributes["model"], note.model) == (str(bait), str(bait))
     assert str(path) in opened, "the hook works"

@@ -15,7 +15,7 @@ from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
 from mechrl.cli.verify import verify as verify_command
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.models import load_model
@@ -37,7 +37,7 @@ def checkpoint(small_cache, tmp_path_factory):
     """A checkpoint of an agent trained for a second on induction and IOI."""
     tasks, picks = ["induction", "ioi"], 16
     preset = PRESETS["default"]
-    ppo = train(Episodes(ScoreTable.from_cache(small_cache, tasks), preset.n_envs, picks), preset, steps=10_000)
+    ppo = train(ParallelEpisodes(ScoreTable.from_cache(small_cache, tasks), preset.n_envs, picks), preset, steps=10_000)
     a = small_cache.attributes
     note = CheckpointNote(
         tasks, ["docstring"], picks, 1.0, 5.0, -1.0, 1, "default", [64, 64], 0, ppo.num_timesteps, 6, 8, a["model"],

@@ -17,7 +17,7 @@ from mechrl.cache.reader import Cache
 from mechrl.errors import MachineError, MechrlError, UsageError
 from mechrl.search.bench.statistics import RESAMPLES, Cells, resampled_truth
 from mechrl.search.bench.verdict import AGENTS, Outcome, Verdict, verdicts
-from mechrl.search.methods.orders import own_order
+from mechrl.search.methods.orders import task_order
 from mechrl.search.methods.registry import Method, all_methods, select_methods
 from mechrl.search.problem import ATTRIBUTION, REFERENCE, SCORES, TRACKS, Problem, families, family_of
 from mechrl.search.protocol import RATIO_PICKS, Evaluation, cost_to, coverages, evaluate, exhaustive_runs, mean_curve
@@ -104,7 +104,7 @@ def bench(
     :param names: of the methods; None for all of the tracks.
     :param seeds: how many, from 0 on, for methods that their seed changes.
     :param workers: processes.
-    :param plugin: a Python file that adds to `METHODS`; it is run here and in every process.
+    :param plugin: a Python file that defines a list `METHODS`; it is run here and in every process.
     :param checkpoint: an agent of `mechrl-train`, searched with on families that it was not trained on.
     :raises UsageError: no such method, fewer than two families, or a cache without attribution in that track.
     """
@@ -158,10 +158,10 @@ def _check(name: str, cache: Cache, found: Mapping, methods: Sequence[Method], c
     if any(m.track == ATTRIBUTION for m in methods) and any(cache.attribution(task) is None for task in tasks):
         raise UsageError(f"{name} holds no attribution: build it again with this mechrl, or use --track scores")
     if checkpoint is not None:
-        from mechrl.search.ppo.checkpoint import load_checkpoint, move
+        from mechrl.search.ppo.checkpoint import adapt_to_cache, load_checkpoint
 
         policy, note = load_checkpoint(checkpoint)
-        move(policy, note, cache)
+        adapt_to_cache(policy, note, cache)
         if set(found) <= {family_of(task) for task in note.tasks}:
             raise UsageError(f"{checkpoint} was trained on every family of {name}: there is none to hold out")
 
@@ -308,7 +308,7 @@ def order_pairs(
     most = exhaustive_runs(cache.n_layers, cache.n_heads)
     pairs: dict[tuple[str, str], tuple[float, float | None]] = {}
     for of in tasks:
-        search = own_order(Problem(cache, of, (), REFERENCE, control_weight))
+        search = task_order(Problem(cache, of, (), REFERENCE, control_weight))
         for on in tasks:
             if on != of:
                 evaluation = evaluate(cache, on, search, cache.n_sites, control_weight=control_weight)

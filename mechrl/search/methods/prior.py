@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import ndtr
 from sklearn.covariance import LedoitWolf
 
-from mechrl.search.problem import Episode, Problem, Search
+from mechrl.search.problem import Problem, Search, SearchEpisode, Start
 
 JITTER = 1e-6  # nats², for numbers that are zero but for rounding
 
@@ -39,8 +39,8 @@ class Gaussian:
         Ledoit and Wolf 2004, Journal of Multivariate Analysis 88.
         """
         scores = [problem.training_scores(task).astype(np.float64) for task in problem.train]
-        n = min(len(of_task) for of_task in scores)
-        rows = np.concatenate([of_task[:n] for of_task in scores])
+        n = min(map(len, scores))
+        rows = np.concatenate([task_scores[:n] for task_scores in scores])
         return cls.of(rows.mean(0), LedoitWolf().fit(rows).covariance_)
 
     @property
@@ -72,7 +72,8 @@ Rule = Callable[[Gaussian, float, np.random.Generator], np.ndarray]  # of the be
 
 def upper_bound(now: Gaussian, best: float, rng: np.random.Generator) -> np.ndarray:
     """Mean plus one standard deviation."""
-    return now.mean + now.deviation
+    bound: np.ndarray = now.mean + now.deviation
+    return bound
 
 
 def thompson(now: Gaussian, best: float, rng: np.random.Generator) -> np.ndarray:
@@ -83,16 +84,17 @@ def thompson(now: Gaussian, best: float, rng: np.random.Generator) -> np.ndarray
 def expected_improvement(now: Gaussian, best: float, rng: np.random.Generator) -> np.ndarray:
     """How far a head is expected to surpass the best score seen (Jones et al. 1998, J. of Global Optimization 13)."""
     z = (now.mean - best) / now.deviation
-    return now.deviation * (z * ndtr(z) + np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
+    improvement: np.ndarray = now.deviation * (z * ndtr(z) + np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
+    return improvement
 
 
-def with_prior(rule: Rule):
-    """Look at the head for which a rule gives most, again and again."""
+def with_prior(rule: Rule) -> Callable[[Problem], Start]:
+    """Query the head for which a rule gives most, again and again."""
 
-    def prepare(problem: Problem):
+    def prepare(problem: Problem) -> Start:
         prior = problem.once("Gaussian", lambda: Gaussian.fitted(problem))
 
-        def search(episode: Episode) -> Search:
+        def search(episode: SearchEpisode) -> Search:
             now, best = prior, 0.0
             untried = np.ones(episode.n_sites, bool)
             while untried.any():

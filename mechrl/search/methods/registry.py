@@ -1,7 +1,8 @@
 """The methods of search, as records in one list; docs/protocol.md says how they are compared.
 
 A method is prepared once for a held-out family, from what a `Problem` may tell it, and then searches episode after
-episode. To add one, append a record to `METHODS`, or give `mechrl bench --plugin` a file that does.
+episode. To add one, write a record into `METHODS` here, or give `mechrl bench` a plugin: a Python file that defines a
+list `METHODS` of its own.
 """
 
 import runpy
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from mechrl.errors import UsageError, unknown_name
 from mechrl.search.methods import few_prompts, orders, prior, regression, trained
@@ -23,10 +25,10 @@ class Method:
 
     :param name: what it is called in tables.
     :param track: `scores`, `attribution` or `reference`.
-    :param prepare: gets a `Problem`, returns a function that starts the search of an `Episode`.
+    :param prepare: gets a `Problem`, returns a function that starts the search of a `SearchEpisode`.
     :param seeded: whether its seed changes anything; such a method is run with every seed.
     :param learns: whether it needs the other tasks' tables.
-    :param prompts: its looks are at so many prompts of a batch; 0 for all.
+    :param prompts: it queries heads on so many prompts of a batch; 0 for all.
     :param shuffled: it is told the scores of other heads, to see what it does with them.
     :param agent: whether it trains PPO; such methods are no candidates for the comparator.
     :param exploratory: whether docs/protocol.md counts it as exploratory.
@@ -43,13 +45,13 @@ class Method:
     exploratory: bool = False
 
 
-AGENT = {"seeded": True, "learns": True, "agent": True}
-TAKEN_AWAY = {**AGENT, "exploratory": True}
+AGENT: dict[str, Any] = {"seeded": True, "learns": True, "agent": True}
+TAKEN_AWAY: dict[str, Any] = {**AGENT, "exploratory": True}
 
-METHODS: list[Method] = [
+METHODS: tuple[Method, ...] = (
     Method("random", REFERENCE, orders.random_order, seeded=True),
     Method("exhaustive", REFERENCE, orders.exhaustive),
-    Method("own order (cheats)", REFERENCE, orders.own_order),
+    Method("own order (cheats)", REFERENCE, orders.task_order),
     Method("static order", SCORES, orders.static_order, learns=True),
     Method("portfolio", SCORES, orders.portfolio, learns=True),
     Method("Gaussian, UCB", SCORES, prior.with_prior(prior.upper_bound), learns=True),
@@ -81,7 +83,7 @@ METHODS: list[Method] = [
         "integrated attribution on 4 prompts", ATTRIBUTION, orders.by_attribution(True), prompts=4, exploratory=True
     ),
     Method("static order on 4 prompts", SCORES, orders.static_order, learns=True, prompts=4, exploratory=True),
-]  # fmt: skip
+)  # fmt: skip
 
 
 def select_methods(
@@ -105,22 +107,16 @@ def select_methods(
 def all_methods(plugin: Path | None = None, checkpoint: Path | None = None) -> dict[str, Method]:
     """The registered methods by name, those of a plugin and of a checkpoint included; a plugin's are exploratory.
 
-    :raises UsageError: the plugin cannot be run, or a record of it is no method, or a name stands for two.
+    :raises UsageError: the plugin cannot be run or defines no list of methods, or a name stands for two.
     """
-    own = len(METHODS) if plugin is None else _load_plugin(plugin)
-    methods = list(METHODS)
-    for i, method in enumerate(methods):
-        if not isinstance(method, Method) or method.track not in (REFERENCE, *TRACKS):
-            raise UsageError(f"{method!r:.200} is no Method of one of the tracks {', '.join((REFERENCE, *TRACKS))}")
-        if i >= own:
-            methods[i] = replace(method, exploratory=True)
+    methods = [*METHODS, *(_of_plugin(plugin) if plugin else ())]
     if checkpoint is not None:
         methods.append(_checkpoint_method(checkpoint))
-    found = {method.name: method for method in methods}
-    if len(found) < len(methods):
+    by_name = {method.name: method for method in methods}
+    if len(by_name) < len(methods):
         doubled = sorted({m.name for m in methods if sum(m.name == other.name for other in methods) > 1})
         raise UsageError(f"two methods are called {', '.join(map(repr, doubled))}")
-    return found
+    return by_name
 
 
 def _checkpoint_method(path: Path) -> Method:
@@ -132,11 +128,15 @@ def _checkpoint_method(path: Path) -> Method:
 
 
 @lru_cache(maxsize=64)
-def _load_plugin(plugin: Path) -> int:
-    """Runs a plugin once; how many methods there were before."""
-    before = len(METHODS)
+def _of_plugin(plugin: Path) -> tuple[Method, ...]:
+    """The methods of a plugin, which is run once."""
     try:
-        runpy.run_path(str(plugin))
+        methods = runpy.run_path(str(plugin)).get("METHODS")
     except (Exception, SystemExit) as error:
         raise UsageError(f"{plugin} cannot be run: {type(error).__name__}: {error}") from error
-    return before
+    if not isinstance(methods, list):
+        raise UsageError(f"{plugin} defines no list METHODS = [Method(...), ...]")
+    for method in methods:
+        if not isinstance(method, Method) or method.track not in (REFERENCE, *TRACKS):
+            raise UsageError(f"{method!r:.200} is no Method of one of the tracks {', '.join((REFERENCE, *TRACKS))}")
+    return tuple(replace(method, exploratory=True) for method in methods)

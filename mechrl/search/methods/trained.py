@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from mechrl.search.methods.orders import z_scored
-from mechrl.search.problem import Problem, Start
+from mechrl.search.problem import Problem, Start, z_scored
 
 
 def heads(k: int = 1, structure: bool = True, hints: bool = False) -> Callable[[Problem], Start]:
     """PPO with the policy `heads`, without a task signal.
 
-    :param k: how many heads it looks at before a pick, when it searches.
+    :param k: how many heads it queries before a pick, when it searches.
     :param structure: whether it knows the training tasks' scores of each head.
     :param hints: whether it is shown attribution.
     """
@@ -56,7 +55,7 @@ def paper(k: int = 1) -> Callable[[Problem], Start]:
     """PPO with the paper's network, one output per head, trained with the default preset and without a task signal."""
 
     def prepare(problem: Problem) -> Start:
-        from mechrl.envs.episodes import Episodes
+        from mechrl.envs.episodes import ParallelEpisodes
         from mechrl.envs.table import ScoreTable, default_picks
         from mechrl.search.ppo.policy_search import policy_search
         from mechrl.search.ppo.training import PRESETS, train
@@ -64,7 +63,7 @@ def paper(k: int = 1) -> Callable[[Problem], Start]:
         def train_it() -> Any:
             preset = PRESETS["default"]
             table = ScoreTable.from_cache(problem.cache, problem.train, control_weight=problem.control_weight)
-            episodes = Episodes(table, preset.n_envs, default_picks(table.n_sites), signals=())
+            episodes = ParallelEpisodes(table, preset.n_envs, default_picks(table.n_sites), signals=())
             return train(episodes, preset, steps=preset.steps, seed=problem.seed).policy
 
         return policy_search(problem.once("paper", train_it), k=k)
@@ -76,13 +75,13 @@ def from_checkpoint(policy: Any, note: Any) -> Callable[[Problem], Start | None]
     """A checkpoint of `mechrl-train`, on families that it was not trained on; elsewhere None."""
 
     def prepare(problem: Problem) -> Start | None:
-        from mechrl.search.ppo.checkpoint import move
+        from mechrl.search.ppo.checkpoint import adapt_to_cache
         from mechrl.search.ppo.policy_search import policy_search
         from mechrl.search.problem import family_of
 
         if family_of(problem.task) in {family_of(task) for task in note.tasks}:
             return None
-        move(policy, note, problem.cache)
+        adapt_to_cache(policy, note, problem.cache)
         return policy_search(policy, note.signals, None, note.plan_k, note.hints)
 
     return prepare

@@ -2,17 +2,14 @@
 
 import io
 import json
-import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
-import torch
 from sb3_contrib import MaskablePPO
 
 from mechrl.cache.format import NAME
@@ -22,17 +19,15 @@ from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
 from mechrl.errors import FileError, UsageError
 from mechrl.search.ppo.heads_policy import HeadsPolicy, make_heads_policy
 from mechrl.search.ppo.training import PlanningPolicy, make_policy
+from mechrl.search.ppo.zip_file import NOTE, POLICY, open_zip, read_member, read_tensors
 from mechrl.search.structure import blank_structure, head_structure
+from mechrl.tables import html_table
 
 FORMAT, VERSION = "mechrl-checkpoint", 2
-NOTE, POLICY = "mechrl.json", "policy.pth"
+KEYS = {"task_signal": "told"}  # fields that are called otherwise in the file
 LARGEST_NOTE = 2**20  # bytes
-LARGEST_DIRECTORY = 2**18  # bytes of the list of a zip's members
 MOST_WEIGHTS = 2**24  # of a policy; it takes seconds to build one
 WIDEST = 1024  # hidden layers of the policy `heads`
-# All that the pickle in a state dict of float32 tensors names. torch's restricted unpickler knows more names, with
-# which a few bytes can make gigabytes.
-STATE_DICT = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}
 LIBRARIES = ("torch", "stable-baselines3", "sb3-contrib", "numpy", "numba")
 
 
@@ -44,7 +39,7 @@ class CheckpointNote:
     :param hold_out: tasks left out of training.
     :param layers: widths of the hidden layers; of the policy `heads` one number.
     :param policy: `paper`, one output per head, or `heads`, the same weights for every head.
-    :param told: whether the observation begins with the one-hot of the tasks.
+    :param task_signal: whether the observation begins with the one-hot of the tasks.
     :param hints: whether the observation ends with hints.
     :param split_rule: which batches it was trained on.
     """
@@ -69,26 +64,111 @@ class CheckpointNote:
     cache_sha256: str
     algorithm: str = "MaskablePPO"
     policy: str = "paper"
-    told: bool = True
+    task_signal: bool = True
     hints: bool = False
     split_rule: str = "training batches: all but the last quarter, at least 2"
 
     @property
     def signals(self) -> list[str]:
         """The tasks of the one-hot, in order."""
-        return self.tasks if self.told else []
+        return self.tasks if self.task_signal else []
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training went.
+
+    :param ppo: the object of stable-baselines3 that was trained; it writes the file.
+    :param seconds: what the training took.
+    :param lasting: seconds from its start after which the oracle ratio after 3 picks stayed at 0.99 or above on every
+        training task; None if it did not.
+    :param passes: of the model on one batch; 0 where scores were looked up.
+    """
+
+    ppo: MaskablePPO
+    seconds: float
+    lasting: float | None
+    passes: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint:
+    """A trained policy, and what it says of itself.
+
+    :param path: the file it was saved to or loaded from; None before.
+    :param training: how the training went; None if it was loaded.
+    """
+
+    policy: PlanningPolicy
+    note: CheckpointNote
+    path: Path | None = None
+    training: Training | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Checkpoint":
+        """Read the note and the policy's tensors; nothing in the file is executed.
+
+        :raises UsageError: no such file.
+        :raises FileError: not a checkpoint of mechrl, damaged, or of another version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"{path}: no such checkpoint; mechrl-train writes one")
+        try:
+            with open(path, "rb") as file, open_zip(file) as archive:
+                note = _note(json.loads(read_member(archive, NOTE, LARGEST_NOTE)))
+                if 4 * (weights := _weights(note)) > archive.getinfo(POLICY).file_size:
+                    raise FileError(f"{NOTE} describes a policy of {weights} weights, more than {POLICY} holds")
+                policy = _blank(note)
+                policy.load_state_dict(read_tensors(archive, policy.state_dict()))
+        except FileError as error:
+            raise FileError(f"{path}: {error}") from error
+        except Exception as error:  # a hostile zip can fail in any way; all of them mean the same
+            raise FileError(f"{path}: not a checkpoint of mechrl-train, or damaged ({error})") from error
+        if isinstance(policy, HeadsPolicy) and not (policy.scale > 0).all() & (policy.noise > 0).all():
+            raise FileError(f"{path}: {POLICY} holds a scale or a variance that is not positive")
+        policy.set_training_mode(False)
+        return cls(policy, note, path)
+
+    def save(self, path: str | Path) -> "Checkpoint":
+        """Write the file, whole or not at all; returns the checkpoint with its path.
+
+        :raises UsageError: it was loaded, so that there is a file already.
+        :raises MachineError: the path cannot be written to.
+        """
+        if self.training is None:
+            raise UsageError(f"this checkpoint was loaded: copy its file, {self.path}")
+        save_checkpoint(self.training.ppo, self.note, Path(path))
+        return replace(self, path=Path(path))
+
+    def __repr__(self) -> str:
+        n = self.note
+        return f"Checkpoint(policy {n.policy!r}, trained on {', '.join(n.tasks)} of {n.model}, seed {n.seed})"
+
+    def _repr_html_(self) -> str:
+        n = self.note
+        rows = [
+            ("trained on", ", ".join(n.tasks)),
+            ("held out", ", ".join(n.hold_out) or None),
+            ("model", f"{n.model}, {n.n_layers} × {n.n_heads} heads, {n.ablation} ablation"),
+            ("training", f"{n.steps} picks, {n.picks} in an episode, preset {n.preset}, seed {n.seed}"),
+            ("control weight", n.control_weight),
+            ("file", self.path),
+        ]
+        return html_table(f"Checkpoint: policy {n.policy}", ["", ""], rows)
 
 
 def save_checkpoint(ppo: MaskablePPO, note: CheckpointNote, path: Path) -> None:
-    """Write the checkpoint, whole or not at all.
+    """Write a checkpoint, whole or not at all.
 
     :raises MachineError: the path cannot be written to.
     """
+    fields = {KEYS.get(name, name): value for name, value in asdict(note).items()}
     libraries = {name: version(name) for name in LIBRARIES}
-    text = {"format": FORMAT, "format_version": VERSION, **asdict(note), "library_versions": libraries}
+    text = {"format": FORMAT, "format_version": VERSION, **fields, "library_versions": libraries}
     buffer = io.BytesIO()
     # What `train` hung on the policy is of no use without its environment and would be pickled.
-    ppo.policy.__dict__.pop("look", None)
+    ppo.policy.__dict__.pop("query", None)
     ppo.save(buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(NOTE, json.dumps(text, indent=1))
@@ -96,31 +176,12 @@ def save_checkpoint(ppo: MaskablePPO, note: CheckpointNote, path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> tuple[PlanningPolicy, CheckpointNote]:
-    """Read the note and the policy's tensors; nothing in the file is executed.
-
-    :raises UsageError: no such file.
-    :raises FileError: not a checkpoint of mechrl, damaged, or of another version.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such checkpoint; mechrl-train writes one")
-    try:
-        with open(path, "rb") as file, _open_zip(file) as archive:
-            note = _note(json.loads(_member(archive, NOTE, LARGEST_NOTE)))
-            if 4 * (weights := _weights(note)) > archive.getinfo(POLICY).file_size:
-                raise FileError(f"{NOTE} describes a policy of {weights} weights, more than {POLICY} holds")
-            policy = _blank(note)
-            policy.load_state_dict(_tensors(archive, policy.state_dict()))
-    except FileError as error:
-        raise FileError(f"{path}: {error}") from error
-    except Exception as error:  # a hostile zip can fail in any way; all of them mean the same
-        raise FileError(f"{path}: not a checkpoint of mechrl-train, or damaged ({error})") from error
-    if isinstance(policy, HeadsPolicy) and not (policy.scale > 0).all() & (policy.noise > 0).all():
-        raise FileError(f"{path}: {POLICY} holds a scale or a variance that is not positive")
-    policy.set_training_mode(False)
-    return policy, note
+    """The policy and the note of `Checkpoint.load`."""
+    checkpoint = Checkpoint.load(path)
+    return checkpoint.policy, checkpoint.note
 
 
-def move(policy: PlanningPolicy, note: CheckpointNote, cache: Cache) -> CheckpointNote:
+def adapt_to_cache(policy: PlanningPolicy, note: CheckpointNote, cache: Cache) -> CheckpointNote:
     """Have a checkpoint's policy search the heads of this cache, which may be another than the one it comes from.
 
     The policy `heads` is given the structure of the cache's heads, from the tasks that it was trained on.
@@ -141,7 +202,7 @@ def move(policy: PlanningPolicy, note: CheckpointNote, cache: Cache) -> Checkpoi
     if cache.n_sites != n_sites:
         raise FileError(
             f"the checkpoint does not fit {cache.path}: its policy has one output per head, {n_sites}, and the model "
-            f"of the cache has {cache.n_sites} heads; mechrl-train --policy heads trains one that fits any model"
+            f"of the cache has {cache.n_sites} heads; the policy 'heads' fits any model"
         )
     return note
 
@@ -163,73 +224,18 @@ def _weights(note: CheckpointNote) -> int:
     return 2 * sum(a * b for a, b in pairwise(widths)) + n_sites * widths[-1]
 
 
-def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
-    """A zip, once it is known that its directory is short: zipfile makes an object of every line of it."""
-    file.seek(max(0, file.seek(0, io.SEEK_END) - 98))
-    end = file.read().rjust(98, b"\0")  # the end record and, before it, that of zip64 with its locator
-    if end[-22:-18] != b"PK\5\6" or end[-2:] != b"\0\0":
-        raise FileError("not a checkpoint of mechrl-train: it does not end as a zip does")
-    sizes = [end[-10:-6], end[-58:-50] if end[-42:-38] == b"PK\6\7" else b""]
-    if max(int.from_bytes(size, "little") for size in sizes) > LARGEST_DIRECTORY:
-        raise FileError("it lists more members than a checkpoint has")
-    return zipfile.ZipFile(file)
-
-
-def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """A member of at most so many bytes, stored as it is: what unpacks can unpack to anything."""
-    if archive.namelist().count(name) != 1:
-        raise FileError(f"not a checkpoint of mechrl-train: it has no {name}, or several")
-    member = archive.getinfo(name)
-    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-        raise FileError(f"{name} is compressed")
-    if member.file_size > most:
-        raise FileError(f"{name} holds {member.file_size} bytes, {most} at most are expected")
-    return archive.read(name)
-
-
-def _tensors(archive: zipfile.ZipFile, blank: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict in torch's own zip, of the names, shapes and dtypes of `blank`; nothing in it is executed.
-
-    torch is given a copy of that zip with the members that were checked here, because it reads zips in its own way.
-    """
-    most = 2 * sum(t.numel() * t.element_size() for t in blank.values()) + 2**20
-    copy = io.BytesIO()
-    with _open_zip(io.BytesIO(_member(archive, POLICY, most))) as inner, zipfile.ZipFile(copy, "w") as target:
-        for name in inner.namelist():
-            content = _member(inner, name, most)
-            if name.endswith(".pkl") and (
-                named := {arg for op, arg, _ in pickletools.genops(content) if "GLOBAL" in op.name} - STATE_DICT
-            ):
-                raise FileError(f"{POLICY} asks for {min(named, key=str)!r}, which is no part of a state dict")
-            target.writestr(name, content)
-    copy.seek(0)
-    tensors = torch.load(copy, map_location="cpu", weights_only=True)
-    for name, tensor in blank.items():
-        found = tensors.get(name)
-        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype, found.layout, found.device.type) != (
-            tensor.shape,
-            tensor.dtype,
-            torch.strided,
-            "cpu",
-        ):
-            raise FileError(f"{POLICY}: {name} is not what {NOTE} describes")
-        if not torch.isfinite(found).all():
-            raise FileError(f"{POLICY} holds numbers that are not finite")
-    return tensors
-
-
-def _note(text: dict) -> CheckpointNote:
+def _note(text: dict[str, Any]) -> CheckpointNote:
     """The note, every field present and of its type, and small enough to build a policy from."""
     if text.get("format") != FORMAT or text.get("format_version") != VERSION:
         raise FileError(f"checkpoint format {text.get('format')!r} {text.get('format_version')!r}, not {VERSION}")
     fields: dict[str, Any] = {}
     for name, hint in get_type_hints(CheckpointNote).items():
         kind = get_origin(hint) or hint
-        value = text.get(name)
+        value = text.get(KEYS.get(name, name))
         if kind is float and isinstance(value, int):
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise FileError(f"{NOTE}: {name!r} is {value!r:.80}")
+            raise FileError(f"{NOTE}: {KEYS.get(name, name)!r} is {value!r:.80}")
         fields[name] = value
     note = CheckpointNote(**fields)
     sizes = [note.n_layers, note.n_heads, note.picks, note.plan_k, *note.layers]

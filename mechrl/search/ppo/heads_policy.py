@@ -15,7 +15,7 @@ from mechrl.search.protocol import coverage_k
 from mechrl.search.structure import HeadStructure
 
 PER_HEAD, CONTEXT = 13, 5  # numbers that the network is given of a head, and of the episode
-NORMAL = torch.distributions.Normal(0.0, 1.0)
+NORMAL: Any = torch.distributions.Normal(0.0, 1.0)
 
 
 class HeadsPolicy(PlanningPolicy):
@@ -39,7 +39,7 @@ class HeadsPolicy(PlanningPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Discrete,
         lr_schedule: Any,
         *,
@@ -112,7 +112,7 @@ class HeadsPolicy(PlanningPolicy):
         """Of every head [episode, site, PER_HEAD], of the episode [episode, CONTEXT + signals]; improvements."""
         n = self.noise.shape[1]
         sizes = [self.n_signals, n, n, n if self.hints else 0]
-        signals, tried, score, hint, rest = obs.split([*sizes, obs.shape[1] - sum(sizes)], 1)
+        signals, tried, score, hint, rest = torch.split(obs, [*sizes, obs.shape[1] - sum(sizes)], 1)
         which = rest[:, 0].long() if rest.shape[1] else torch.zeros(len(obs), dtype=torch.int64)
         layer, mean, spread, best = self.table[which].unbind(2)
         score = torch.asinh(score * SCORE_SCALE / self.scale[which, None])

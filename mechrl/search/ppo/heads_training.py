@@ -8,7 +8,7 @@ import numpy as np
 from sb3_contrib import MaskablePPO
 
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable, default_picks
 from mechrl.search.ppo.heads_policy import HeadsPolicy
 from mechrl.search.ppo.training import PRESETS, train
@@ -16,7 +16,7 @@ from mechrl.search.protocol import coverage_k
 from mechrl.search.structure import blank_structure, family_folds, head_structure
 
 
-class TrainingEpisodes(Episodes):
+class TrainingEpisodes(ParallelEpisodes):
     """Episodes as the policy `heads` is trained on them.
 
     The observation ends with one number more: which of the policy's structures leaves the episode's task out. The

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 
 from mechrl.envs.kernel import SCORE_SCALE
-from mechrl.search.methods.orders import z_scored
-from mechrl.search.problem import Episode, Search, Start
+from mechrl.search.problem import Search, SearchEpisode, Start, z_scored
 
 
 def policy_search(
     policy: Any, signals: Sequence[str] = (), task: str | None = None, k: int = 1, hints: bool = False
 ) -> Start:
-    """Pick the most probable head that is left, or look at the `k` most probable and pick the best of them.
+    """Pick the most probable head that is left, or query the `k` most probable and pick the best of them.
 
     :param policy: a `PlanningPolicy`.
     :param signals: the tasks of its one-hot.
@@ -23,7 +22,7 @@ def policy_search(
     """
 
     @torch.inference_mode()
-    def search(episode: Episode) -> Search:
+    def search(episode: SearchEpisode) -> Search:
         policy.set_training_mode(False)
         n = episode.n_sites
         signal = np.array([float(task == name) for name in signals], np.float32)

@@ -13,7 +13,7 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 
 from mechrl.cache.reader import Cache
-from mechrl.envs.episodes import Episodes
+from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.vec import HeadVecEnv
 from mechrl.search.ppo.lean_ppo import LeanPPO, Tanh
 from mechrl.search.ppo.policy_search import policy_search
@@ -57,13 +57,13 @@ PRESETS = {
 
 
 class PlanningPolicy(MaskableActorCriticPolicy):
-    """A policy that samples `plan_k` heads, looks at each, and picks the one with the best score.
+    """A policy that samples `plan_k` heads, queries each, and picks the one with the best score.
 
-    `look` is set by `train`: it takes candidate sites [k, environment] and returns their scores likewise.
+    `query` is set by `train`: it takes candidate sites [k, environment] and returns their scores likewise.
     """
 
     plan_k = 1
-    look: Callable[[np.ndarray], np.ndarray]
+    query: Callable[[np.ndarray], np.ndarray]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **({"activation_fn": Tanh} | kwargs))
@@ -85,7 +85,7 @@ class PlanningPolicy(MaskableActorCriticPolicy):
         candidates = torch.searchsorted(below, draws, right=True)
         if self.plan_k == 1:
             return candidates[:, 0]
-        best = torch.as_tensor(self.look(candidates.T.numpy()).argmax(0))
+        best = torch.as_tensor(self.query(candidates.T.numpy()).argmax(0))
         return candidates.gather(1, best[:, None])[:, 0]
 
     def forward(
@@ -109,7 +109,7 @@ def make_policy(n_signals: int, n_sites: int, layers: Sequence[int]) -> Planning
 
 
 def train(
-    episodes: Episodes,
+    episodes: ParallelEpisodes,
     preset: Preset,
     *,
     steps: int,
@@ -123,7 +123,7 @@ def train(
     """Train PPO for `steps` picks (rounded up to whole rollouts).
 
     :param episodes: the game, with `preset.n_envs` rows.
-    :param plan_k: how many heads to look at before each pick.
+    :param plan_k: how many heads to query before each pick.
     :param tensorboard: a folder for TensorBoard logs.
     :param on_rollout: called after every rollout.
     :param policy_kwargs: further arguments of `policy_class`; `net_arch` overrides the preset's layers.
@@ -150,7 +150,7 @@ def train(
     )
     policy = cast(PlanningPolicy, ppo.policy)
     policy.plan_k = plan_k
-    policy.look = lambda sites: np.stack([episodes.look(row) for row in sites])
+    policy.query = lambda sites: np.stack([episodes.query(row) for row in sites])
     ppo.learn(steps, callback=_OnRollout(on_rollout))
     return ppo
 
@@ -168,14 +168,14 @@ class _OnRollout(BaseCallback):
 
 
 def log_evaluation(
-    ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float, told: bool = True
-) -> dict:
+    ppo: MaskablePPO, cache: Cache, tasks: Sequence[str], picks: int, control_weight: float, task_signal: bool = True
+) -> dict[str, float]:
     """The oracle ratio after 3 picks on each training task's evaluation episodes, also written to the logger.
 
-    :param told: whether the policy is given the one-hot of the tasks.
+    :param task_signal: whether the policy is given the one-hot of the tasks.
     """
-    signals = tasks if told else ()
-    measured: dict[str, Any] = {}
+    signals = tasks if task_signal else ()
+    measured: dict[str, float] = {}
     for task in tasks:
         method = policy_search(ppo.policy, signals, task)
         evaluation = evaluate(cache, task, method, min(3, picks), control_weight=control_weight)
