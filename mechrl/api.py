@@ -22,13 +22,14 @@ def build(
     :param model: `mini`, a folder, or a name on the hub.
     :param tasks: names of built-in tasks, and paths of files with tasks of your own, see `mechrl.tasks.task_file`.
     :param control_text: a text file; by default WikiText-2, for `mini` generated prose.
-    :param settings: of `mechrl.building.build.BuildSettings`: batches, batch_size, control_batches, ablation, seed,
+    :param settings: of `mechrl.building.settings.BuildSettings`: batches, batch_size, control_batches, ablation, seed,
         dtype, tf32.
     :raises UsageError: an unknown name, a task that does not fit the model, a file with mistakes.
     :raises MachineError: no network, no memory, no disk, or a model that cannot be swept correctly.
     :raises FileError: an unfinished build of the same file has other settings.
     """
-    from mechrl.building.build import BuildSettings, build
+    from mechrl.building.build import build
+    from mechrl.building.settings import BuildSettings
     from mechrl.models import load_model
     from mechrl.tasks import TASKS
     from mechrl.tasks.control import read_control

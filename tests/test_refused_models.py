@@ -16,7 +16,8 @@ from huggingface_hub.errors import (
 )
 from transformer_lens.model_bridge.bridge_core import BridgeCore
 
-from mechrl.building.build import BuildSettings, build
+from mechrl.building.build import build
+from mechrl.building.settings import BuildSettings
 from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import MachineError, UsageError
 from mechrl.models import load_model

@@ -86,10 +86,10 @@ def build(
     app.use_threads(threads)
     if model == "mini":
         app.say(app.FIRST_LINE)
-    from mechrl.building.build import BuildSettings
     from mechrl.building.build import build as build_cache
     from mechrl.building.check import file_notes
     from mechrl.building.cluster import connect
+    from mechrl.building.settings import BuildSettings
     from mechrl.cache.storage import check_writable
     from mechrl.models import cache_name, find_folder, load_model, pick_device
     from mechrl.tasks import TASKS

@@ -11,7 +11,8 @@ from scipy import stats
 
 from mechrl.ablation import reference
 from mechrl.building import build as build_module
-from mechrl.building.build import BuildSettings, build, merge_files, split_batches
+from mechrl.building.build import build, merge_files
+from mechrl.building.settings import BuildSettings, split_batches
 from mechrl.cache.format import Content, check_content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import manifest_path, read_content, write_content

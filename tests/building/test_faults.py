@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mechrl.ablation.sweep import Sweep
-from mechrl.building.build import BuildSettings, build
+from mechrl.building.build import build
+from mechrl.building.settings import BuildSettings
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import manifest_path, read_content
 from mechrl.errors import FileError, MachineError

@@ -18,7 +18,8 @@ import pytest
 from helpers import table_cache, with_attribution
 from rich.cells import cell_len
 
-from mechrl.building.build import BuildSettings, build
+from mechrl.building.build import build
+from mechrl.building.settings import BuildSettings
 from mechrl.cache.imported import import_table
 from mechrl.cache.top import top_heads
 from mechrl.cli.verify import _print as print_verification

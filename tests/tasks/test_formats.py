@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import mechrl.tasks.task_file
-from mechrl.building.build import BuildSettings, prepare
+from mechrl.building.material import prepare
+from mechrl.building.settings import BuildSettings
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.train import train as train_command
