@@ -59,7 +59,7 @@ def print_table(
         console.print(_blocks(console, names, made, cells))
         console.print()
     left_out = ", ".join(name for i, name in enumerate(names) if kept and i not in kept)
-    notes = [caption, f"left out at this width: {left_out}; a wider terminal or --json shows them" * bool(left_out)]
+    notes = [caption, f"left out at this width: {left_out}; a wider terminal or JSON shows them" * bool(left_out)]
     for note in filter(None, notes):
         console.print(Padding(_printable(note), (0, 0, 0, 2), expand=False), style="dim")
     if any(notes):

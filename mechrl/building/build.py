@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 
 import mechrl
+from mechrl.ablation import Ablation
 from mechrl.ablation.replacement import NOTHING
 from mechrl.ablation.roles import measure_roles
+from mechrl.building.check import file_notes
+from mechrl.building.cluster import connect, sweep_shards
 from mechrl.building.flops import Work
 from mechrl.building.material import Material, prepare
 from mechrl.building.merge import Part, Piece, join_parts, merge
@@ -19,9 +23,15 @@ from mechrl.building.settings import BuildSettings
 from mechrl.building.worker import Recipe, Shard, Swept, Worker
 from mechrl.building.workspace import workspace
 from mechrl.cache.format import PAIRS, Content
-from mechrl.cache.storage import write_content
+from mechrl.cache.storage import check_writable, write_content
 from mechrl.errors import FileError, MechrlError, UsageError
-from mechrl.models import Model, absolute_name
+from mechrl.models import Model, absolute_name, cache_name, find_folder, load_model, pick_device
+from mechrl.progress import progress as shown_progress
+from mechrl.progress import say, warn
+from mechrl.tasks import TRAIN
+from mechrl.tasks.base import tokenize
+from mechrl.tasks.control import read_control
+from mechrl.tasks.fitting import fit_files
 
 SHARD_BATCHES = 4
 LIBRARIES = ("torch", "transformers", "transformer-lens", "numpy", "h5py")
@@ -102,8 +112,6 @@ def build(
         if cluster is None:
             swept = _sweep_here(model, recipe, shards, progress) if shards else iter(())
         else:
-            from mechrl.building.cluster import sweep_shards
-
             swept = progress.over(sweep_shards(cluster, recipe, device, shards))
         root = _root_attributes(model, settings)
         root["shard"] = json.dumps({"rows": {name: material.rows(name) for name in ("control", *settings.names)}})
@@ -114,6 +122,70 @@ def build(
         parts = [Part.read(_shard_path(folder, piece)) for piece in pieces]
         write_content(out, merge(parts) if shard[1] == 1 else join_parts(parts))
     return out
+
+
+def build_files(
+    model: str,
+    every: Sequence[BuildSettings],
+    out: Path | None = None,
+    *,
+    control_text: Path | None = None,
+    revision: str = "",
+    device: str = "auto",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    threads: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    progress: bool = True,
+) -> Iterator[Path]:
+    """Load a model, and build a file for each of some settings; each is given as it is ready.
+
+    :param model: `mini`, a folder, or a name on the hub.
+    :param out: where to; by default cache/<model>.h5, with the ablation in the name where it is another than zero.
+    :param control_text: a text file; by default WikiText-2, for `mini` generated prose.
+    :param workers: so many processes on this machine sweep; `threads` are for all of them together.
+    :param scheduler: tcp://HOST:8786 of a running Dask cluster, which sweeps.
+    :param progress: whether to say what is going on, and to show how far it has come.
+    :raises MechrlError: as `build` does; UsageError also for several settings and one `out`, or for both `workers` and
+        `scheduler`; MachineError also if WikiText-2 cannot be had.
+    """
+    if workers and scheduler:
+        raise UsageError("workers are started here and a scheduler is of a cluster: give one of them")
+    if out is not None and len(every) > 1:
+        raise UsageError(f"{out} is one file, and {len(every)} ablations make as many")
+    if out is not None:
+        check_writable(out)
+    find_folder(model, revision)
+    source, text = read_control(control_text, generated=model == "mini")
+    device = device if scheduler else pick_device(device)
+    for wanted in every:
+        settings = replace(wanted, control_source=source)
+        with connect(workers, scheduler, threads) as client:
+            loaded = load_model(model, device="cpu" if client else device, revision=revision)
+            if wanted is every[0]:
+                for file in fit_files(settings.files, loaded.vocabulary, loaded.n_ctx):
+                    for note in file_notes(loaded, file, tokenize(file.name, file.examples, loaded.vocabulary, TRAIN)):
+                        warn(note)
+            path = out or Path("cache") / cache_name(model, loaded.sha256, settings.ablation, shard)
+            check_writable(path)
+            if progress:
+                where = scheduler or (f"{workers} workers" if workers else str(loaded.device))
+                _announce(loaded, settings, path, where)
+            with shown_progress("sweeping", progress) as show:
+                build(loaded, settings, path, text, shard, show, client, device)
+        yield path
+
+
+def _announce(model: Model, settings: BuildSettings, path: Path, where: str) -> None:
+    """Says what is about to be swept."""
+    if path.exists():
+        say(f"{path} is there already and will be replaced")
+    if settings.ablation == Ablation.ZERO.value:
+        say(model.zero_means)
+    tasks = [f"{len(settings.tasks)} tasks × {settings.batches} batches"] * bool(settings.tasks)
+    tasks += [f"{len(file)} prompts of {file.name}" for file in settings.files]
+    size = f"{model.n_layers} layers × {model.n_heads} heads on {where}"
+    say(f"{size}, {model.vocabulary.said_of_bos}, {' and '.join(tasks)}")
 
 
 def merge_files(out: Path, parts: Sequence[Path]) -> None:

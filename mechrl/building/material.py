@@ -18,9 +18,9 @@ from mechrl.cache.format import FROM_FILE
 from mechrl.errors import UsageError
 from mechrl.models import Model, check_length
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, usable_pools
+from mechrl.tasks.batches import arrange
 from mechrl.tasks.control import control_spans, fitting_span
 from mechrl.tasks.fitting import check_file
-from mechrl.tasks.task_file import arrange
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,12 @@ def export(
     if kind not in FORMATS:
         raise unknown_name("format", kind, list(FORMATS))
     if n is not None and kind in GRAPHS:
-        raise UsageError(f"--n does not go with --format {kind}, whose graph has a place for every head")
+        raise UsageError(f"no number of heads goes with the format {kind}, whose graph has a place for every head")
     if kind in TABLES:
         rows = table(cache, tasks or cache.tasks, n)
         return csv_text(rows).encode() if kind == "csv" else parquet_bytes(cache, rows)
     if len(tasks) != 1:
-        raise UsageError(f"--format {kind} is of one task: give --task with one of {', '.join(cache.tasks)}")
+        raise UsageError(f"the format {kind} is of one task: name one of {', '.join(cache.tasks)}")
     if kind == "auto-circuit":
         return torch_bytes(prune_scores(cache, tasks[0]))
     if kind == "transformer-lens":

@@ -16,7 +16,7 @@ from mechrl.score import score
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cache:
     """Damage of every head on every prompt, in memory.
 
@@ -49,6 +49,15 @@ class Cache:
         except FileError as error:
             raise FileError(f"{path}: {error}") from error
         return cls(Path(path), content)
+
+    def __repr__(self) -> str:
+        size = f"{self.n_layers} × {self.n_heads} heads"
+        return f"Cache({str(self.path)!r}: {size} of {self.attributes['model']}, tasks {', '.join(self.tasks)})"
+
+    def _repr_html_(self) -> str:
+        from mechrl.cache.notebook import cache_html
+
+        return cache_html(self)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -127,8 +136,7 @@ class Cache:
         """:raises UsageError: the cache has no such task."""
         if task in TASKS and task not in self.tasks:
             raise UsageError(
-                f"task {task!r} is not in {self.path}, which holds {', '.join(self.tasks)}; mechrl-cache build "
-                "--tasks … builds a cache with it"
+                f"task {task!r} is not in {self.path}, which holds {', '.join(self.tasks)}; build a cache with it"
             )
         if task not in self.tasks:
             raise unknown_name("task", task, self.tasks)

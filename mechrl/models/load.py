@@ -41,7 +41,7 @@ def pick_device(device: str) -> str:
     if kind not in available:
         raise unknown_name("device", device, ["auto", *available])
     if not available[kind]:
-        raise UsageError(f"torch {torch.__version__} finds no {kind} device on this machine; use --device cpu")
+        raise UsageError(f"torch {torch.__version__} finds no {kind} device on this machine; take the device cpu")
     return device
 
 

@@ -128,7 +128,7 @@ def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list], d
         if len(usable[slot]) < pool.least:
             raise UsageError(
                 f"task {task.name!r}: only {len(usable[slot])} of its {slot} fillers are single tokens in this "
-                f"tokenizer, and it needs {pool.least}. Leave the task out with --tasks."
+                f"tokenizer, and it needs {pool.least}. Leave the task out."
             )
     return usable, dropped
 

@@ -11,8 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from mechrl.errors import UsageError
 from mechrl.models import MINI
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Vocabulary, generate, read_task_file
+from mechrl.tasks.batches import arrange, fitting_batch_size
 from mechrl.tasks.fitting import check_file
-from mechrl.tasks.task_file import SHOWN, arrange, fitting_batch_size
+from mechrl.tasks.task_file import SHOWN
 
 
 @pytest.fixture(scope="module")
