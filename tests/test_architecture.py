@@ -9,8 +9,8 @@ import mechrl
 
 PACKAGE = Path(mechrl.__file__).parent
 ORDER = [
-    "errors", "vocabulary", "intervals", "score", "tables", "results", "models", "tasks", "ablation", "cache",
-    "building", "envs", "search", "verification", "reporting", "api", "cli",
+    "errors", "progress", "vocabulary", "intervals", "score", "tables", "results", "models", "tasks", "ablation",
+    "cache", "building", "envs", "search", "verification", "reporting", "api", "cli",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

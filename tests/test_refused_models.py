@@ -154,7 +154,7 @@ def test_a_revision_of_a_folder_is_refused(refusal, tmp_path):
     shutil.copytree(save(ARCHITECTURES["gpt2"](), tmp_path / "a"), tmp_path / "model")
     code, err = refusal(tmp_path / "model", "--revision", "step1000")
     assert code == 2
-    assert "--revision step1000 is for models on the hub" in err
+    assert "revision 'step1000' is for models on the hub" in err
 
 
 def test_what_fails_within_a_sweep_is_a_reason_and_no_traceback(mini, tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def parquet_bytes(cache: Cache, rows: Sequence[Row]) -> bytes:
     )
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([asdict(row) for row in rows], schema), sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def head_list(cache: Cache, task: str, n: int | None = None) -> dict[str, Any]:

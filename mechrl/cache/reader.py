@@ -67,15 +67,15 @@ class Cache:
     @property
     def sha256(self) -> str:
         """The hash of everything in the cache."""
-        return self.attributes["content_sha256"]
+        return str(self.attributes["content_sha256"])
 
     @property
     def n_layers(self) -> int:
-        return self.attributes["n_layers"]
+        return int(self.attributes["n_layers"])
 
     @property
     def n_heads(self) -> int:
-        return self.attributes["n_heads"]
+        return int(self.attributes["n_heads"])
 
     @property
     def n_sites(self) -> int:
@@ -83,7 +83,7 @@ class Cache:
 
     @property
     def batch_size(self) -> int:
-        return self.attributes["batch_size"]
+        return int(self.attributes["batch_size"])
 
     @property
     def imported(self) -> bool:
@@ -154,7 +154,7 @@ class Cache:
         """A measure of the intact model, [prompt]."""
         self.check_replayable()
         self.check_task(task)
-        return self.content.arrays[f"/tasks/{task}/clean/{measure}"]
+        return self._array(f"/tasks/{task}/clean/{measure}")
 
     def accuracy(self, task: str) -> float:
         """The share of prompts on which the intact model puts the answers before the wrongs."""
@@ -162,7 +162,8 @@ class Cache:
 
     def damage(self, task: str, measure: str = "logit_diff") -> np.ndarray:
         """Clean minus ablated measure, [prompt, site]."""
-        return self.clean(task, measure)[:, None] - self.content.arrays[f"/tasks/{task}/ablated/{measure}"]
+        damage: np.ndarray = self.clean(task, measure)[:, None] - self._array(f"/tasks/{task}/ablated/{measure}")
+        return damage
 
     def pairs(self, task: str) -> tuple[np.ndarray, np.ndarray] | None:
         """All pairs of sites, int32 [set, 2], and the damage of both together, [prompt, set]; None if not there.
@@ -173,7 +174,7 @@ class Cache:
         ablated = self.content.arrays.get(f"/tasks/{task}/sets/pairs/logit_diff")
         if ablated is None:
             return None
-        return self.content.arrays["/sets/pairs/sites"], self.clean(task)[:, None] - ablated
+        return self._array("/sets/pairs/sites"), self.clean(task)[:, None] - ablated
 
     def direct(self, task: str) -> np.ndarray | None:
         """Direct effect of each head on the logit difference, [prompt, site]: `ablation.direct`; None if not there."""
@@ -217,7 +218,8 @@ class Cache:
     def control_damage(self) -> np.ndarray:
         """Ablated minus clean mean next-token loss, [span, site]."""
         self.check_replayable()
-        return self.content.arrays["/control/ablated"] - self.content.arrays["/control/clean"][:, None]
+        damage: np.ndarray = self._array("/control/ablated") - self._array("/control/clean")[:, None]
+        return damage
 
     def episode_scores(self, task: str) -> np.ndarray:
         """The scores of an imported task, [episode, site], training episodes first.
@@ -227,17 +229,17 @@ class Cache:
         self.check_task(task)
         if not self.imported:
             raise UsageError(f"{self.path} is not imported: its scores are damage minus control damage")
-        return self.content.arrays[f"/tasks/{task}/scores"]
+        return self._array(f"/tasks/{task}/scores")
 
     def in_split(self, task: str | None, split: int) -> np.ndarray:
         """Which rows belong to a split, bool [prompt], or [episode] if imported; of the control spans with None."""
         place = "/control" if task is None else f"/tasks/{task}"
-        return self.content.arrays[f"{place}/split"] == split
+        return np.equal(self._array(f"{place}/split"), split)
 
     def batch_damage(self, task: str, split: int = EVALUATION) -> np.ndarray:
         """Mean damage of each batch of a split, [batch, site]; if imported, the score of each episode."""
         if self.imported:
-            return self.episode_scores(task)[self.in_split(task, split)]
+            return np.asarray(self.episode_scores(task)[self.in_split(task, split)])
         return self._batch_means(self.damage(task)[self.in_split(task, split)])
 
     def batch_control(self, split: int = EVALUATION) -> np.ndarray:
@@ -252,7 +254,8 @@ class Cache:
         :raises UsageError: the cache has no such task, or is imported and the weight is not 1.
         """
         self.check_control_weight(control_weight)
-        return score(self.batch_damage(task, split).mean(0), self.batch_control(split).mean(0), control_weight)
+        damage, control = self.batch_damage(task, split).mean(0), self.batch_control(split).mean(0)
+        return np.asarray(score(damage, control, control_weight))
 
     def answer_overlap(self, task: str) -> tuple[int, int]:
         """How many of the evaluation prompts' answers are answers in training too, and of how many."""
@@ -274,8 +277,12 @@ class Cache:
         except ValueError as error:
             raise FileError(f"{self.path}: this mechrl knows no ablation {name!r}") from error
 
+    def _array(self, path: str) -> np.ndarray:
+        array: np.ndarray = self.content.arrays[path]
+        return array
+
     def _batch_means(self, rows: np.ndarray) -> np.ndarray:
-        return rows.reshape(-1, self.batch_size, self.n_sites).mean(1)
+        return np.asarray(rows.reshape(-1, self.batch_size, self.n_sites).mean(1))
 
 
 def _attribution_name(integrated: bool) -> str:

@@ -152,7 +152,8 @@ def _read_manifest(manifest: Path) -> dict[str, Any]:
         text = file.read(LARGEST_MANIFEST + 1)
     if len(text) > LARGEST_MANIFEST:
         raise ValueError("too long")
-    return json.loads(text)
+    noted: dict[str, Any] = json.loads(text)
+    return noted
 
 
 def settle_manifest(path: Path) -> None:
@@ -205,7 +206,7 @@ def read_rows(path: Path, dataset: str, rows: slice) -> np.ndarray:
     """
     try:
         with h5py.File(path, "r") as file:
-            return file[dataset][rows]
+            return np.asarray(file[dataset][rows])
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise FileError(f"{path}: damaged ({error})") from error
 
@@ -295,7 +296,7 @@ def _read_dataset(item: h5py.Dataset, where: str, budget: Budget) -> np.ndarray:
     if item.dtype != np.dtype(dtype) or item.ndim != len(dimensions):
         raise FileError(f"{where} is {item.dtype} {item.shape}, not {dtype} in {len(dimensions)} dimensions")
     budget.spend(max(item.nbytes, _chunk_bytes(item, where)))
-    return item[()]
+    return np.asarray(item[()])
 
 
 def _chunk_bytes(item: h5py.Dataset, where: str) -> int:
@@ -310,7 +311,7 @@ def _chunk_bytes(item: h5py.Dataset, where: str) -> int:
     n = math.prod(-(-length // chunk) for length, chunk in zip(item.shape, item.chunks, strict=True))
     if lengths != collections.Counter({(expected, 0): n}):
         raise FileError(f"{where} is {item.shape}, and has not its {n} chunks of {expected} bytes")
-    return n * expected
+    return int(n * expected)
 
 
 def _read_attributes(item: h5py.HLObject, names: Iterable[str], budget: Budget) -> dict[str, str | int | float | bool]:

@@ -171,7 +171,7 @@ def _first(by: str, n: int, keys: Mapping[str, np.ndarray]) -> list[int]:
     """The `n` sites with the largest key."""
     if by not in keys:
         raise unknown_name("order", by, list(keys))
-    return best_first(keys[by])[:n].tolist()
+    return [int(site) for site in best_first(keys[by])[:n]]
 
 
 def general_heads(damage: Sequence[np.ndarray], clean: Sequence[float]) -> np.ndarray:

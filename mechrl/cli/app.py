@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from mechrl.cli.surroundings import prepare
-from mechrl.errors import MechrlError
+from mechrl.errors import LibraryError, MechrlError
 from mechrl.progress import printable, settle, unheard
 from mechrl.progress import progress as progress
 from mechrl.progress import say as say
@@ -86,7 +86,7 @@ def _explain(error: BaseException) -> int:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, MechrlError | OSError):
-        text = str(error)
+        text = str(error) + f" ({DEBUG} shows the library's error)" * isinstance(error, LibraryError)
     elif _is_out_of_memory(error):
         text = "out of memory"
     else:

@@ -126,7 +126,8 @@ def _bridge_class() -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources.transformers import source
 
-    source.load_modality_processor = lambda *_, **__: None
+    module: Any = source
+    module.load_modality_processor = lambda *_, **__: None
     return TransformerBridge
 
 
@@ -181,7 +182,8 @@ def _check_amount(name: str, folder: Path, config: Any) -> None:
 
     what = f"{name!r}: transformers cannot make the model that its config.json describes"
     with refused(what), torch.device("meta"):
-        empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        make: Any = AutoModelForCausalLM.from_config
+        empty = make(config, trust_remote_code=False)
     wanted = sum(parameter.numel() for parameter in empty.parameters())
     files = weight_files(name, folder)
     there = sum(path.stat().st_size for path in files)
@@ -248,8 +250,9 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     level = logging.root.manager.disable
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    bars: Any = transformers_logging  # without annotations
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -257,5 +260,5 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        if shown:
+            bars.enable_progress_bar()

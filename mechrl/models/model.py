@@ -74,4 +74,4 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.parameters()).device
+        return torch.device(next(self.bridge.parameters()).device)

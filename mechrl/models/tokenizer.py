@@ -124,7 +124,8 @@ def _plain(folder: Path) -> Any:
                 token = token.get("content") if isinstance(token, dict) else token
                 if isinstance(token, str) and token in known:
                     special[kind] = token
-    return PreTrainedTokenizerFast(tokenizer_file=file, **special)
+    make: Any = PreTrainedTokenizerFast  # without annotations
+    return make(tokenizer_file=file, **special)
 
 
 def _ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:
@@ -159,7 +160,7 @@ def _split(name: str, encode: Callable[[str], list[int]]) -> list[list[int] | No
         raise UsageError(f"{name}: its tokenizer can write none of ten short texts")
     if found[0] != found[1]:
         raise UsageError(f"{name}: its tokenizer splits the same text differently each time; has it a dropout?")
-    return found[0]
+    return list(found[0])
 
 
 def _tried(encode: Callable[[str], list[int]], text: str) -> list[int] | None:

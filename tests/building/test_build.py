@@ -80,7 +80,7 @@ def test_pairs_are_swept_as_one_hook_for_each_of_two_heads(tmp_path, call):
 def test_a_cache_without_pairs_says_how_to_get_them(small_cache, call):
     code, _, err = call(cache_command, "pairs", small_cache.path)
     assert code == 2
-    assert "--sets pairs makes a cache with them" in err
+    assert "build a cache with sets of pairs" in err
 
 
 def test_two_builds_are_the_same_cache(mini, small_cache, tmp_path):

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from mechrl import progress as progress_module
 from mechrl.ablation import reference
 from mechrl.cache.reader import Cache
-from mechrl import progress as progress_module
 from mechrl.cli import app
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.main import mechrl as umbrella
@@ -226,7 +226,12 @@ def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_p
         (cache_command, ["build", "--tasks", "docstrin"], 2, "Did you mean 'docstring'"),
         (cache_command, ["build", "--model", "./nope"], 2, "no such folder"),
         (cache_command, ["build", "--model", "empty"], 2, "no weights"),
-        (cache_command, ["build", "--model", "gpt2-nobody-has", "--control-text", "prose.txt"], 1, "take the model mini"),
+        (
+            cache_command,
+            ["build", "--model", "gpt2-nobody-has", "--control-text", "prose.txt"],
+            1,
+            "the model mini",
+        ),
         (cache_command, ["build", "--model", "MINI"], 1, "name a file as the control text"),
         (cache_command, ["build", "--out", "text.h5/x.h5"], 1, "cannot write"),
         (cache_command, ["build", "--batches", "2"], 2, "at least 3"),

@@ -425,7 +425,7 @@ def test_bad_lines_are_left_out_counted_and_recorded(call, tmp_path, monkeypatch
     code, _, err = call(cache_command, "check", "own.jsonl")
     assert code == 2
     assert "5 problems" in err  # of form; the tokens are looked at when these are mended
-    assert "--skip-bad-lines leaves out what does not fit" in err
+    assert "Skipping bad lines would leave out what does not fit" in err
     code, out, err = call(cache_command, "check", "own.jsonl", "--skip-bad-lines")
     assert code == 0, err
     assert "7 of 32 lines do not fit and are left out" in err
@@ -457,10 +457,10 @@ def test_names_are_given_for_all_files_or_none(call, tmp_path, monkeypatch):
     flags = ("--task", "ioi.jsonl", "--task", "two words.jsonl")
     for names, message in (
         (["a"], "1 × --name and 2 × --task: name each file, in their order"),
-        (["a", "ioi"], "there is a task 'ioi' already; give another --name"),
-        (["a", "b c"], "give another --name"),
+        (["a", "ioi"], "there is a task 'ioi' already; give another name"),
+        (["a", "b c"], "give another name"),
         (["a", "a"], "each once"),
-        ([], "there is a task 'ioi' already; rename the file, or use --name"),
+        ([], "there is a task 'ioi' already; rename the file, or give its task another name"),
     ):
         code, _, err = call(cache_command, "build", *flags, *(f for name in names for f in ("--name", name)))
         assert code == 2
