@@ -234,7 +234,7 @@ class Cache:
     def in_split(self, task: str | None, split: int) -> np.ndarray:
         """Which rows belong to a split, bool [prompt], or [episode] if imported; of the control spans with None."""
         place = "/control" if task is None else f"/tasks/{task}"
-        return np.equal(self._array(f"{place}/split"), split)
+        return np.asarray(self._array(f"{place}/split") == split)
 
     def batch_damage(self, task: str, split: int = EVALUATION) -> np.ndarray:
         """Mean damage of each batch of a split, [batch, site]; if imported, the score of each episode."""
