@@ -1,5 +1,6 @@
 """`import mechrl` as somebody else has it: the README's example from an installed wheel, and what a notebook shows."""
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from helpers import table_cache
 from nbclient import NotebookClient
 
 import mechrl
+from mechrl import Cache
+from mechrl.cache.format import Content
 from mechrl.cache.imported import import_table
 from mechrl.cache.top import top_heads
 from mechrl.errors import UsageError
@@ -86,10 +89,16 @@ def test_a_notebook_shows_the_cache_and_the_heads(installed, elsewhere):
 
 @pytest.fixture
 def hostile(tmp_path):
-    """A cache with a task whose name would run in a browser."""
+    """A cache with a task whose name would run in a browser, which no file may have."""
     rng = np.random.default_rng(0)
-    damage = {name: rng.normal(size=(24, 6)) for name in (NAME, "other")}
-    return table_cache(tmp_path / "x.h5", damage, 0.1 * rng.normal(size=(24, 6)), 2, 3)
+    damage = {name: rng.normal(size=(24, 6)) for name in ("some", "other")}
+    cache = table_cache(tmp_path / "x.h5", damage, 0.1 * rng.normal(size=(24, 6)), 2, 3)
+    arrays, attributes = (
+        {path.replace("/tasks/some", f"/tasks/{NAME}"): value for path, value in part.items()}
+        for part in (cache.content.arrays, cache.content.attributes)
+    )
+    root = {**attributes["/"], "task_order": json.dumps([NAME, "other"])}
+    return Cache(cache.path, Content(arrays, {**attributes, "/": root}))
 
 
 def test_a_cache_shows_its_tasks_and_scores(hostile):
