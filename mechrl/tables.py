@@ -87,10 +87,10 @@ def html_heatmap(title: str, values: np.ndarray) -> str:
         f"<tr><th>{layer}</th>"
         + "".join(
             cell.format("214,39,40" if v > 0 else "31,119,180", abs(v) / largest, layer, head, v, v)
-            for head, v in enumerate(of_layer.tolist())
+            for head, v in enumerate(heads_of_layer.tolist())
         )
         + "</tr>"
-        for layer, of_layer in enumerate(values)
+        for layer, heads_of_layer in enumerate(values)
     ]
     heads = "".join(f"<th>{head}</th>" for head in range(values.shape[1]))
     return (

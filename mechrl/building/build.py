@@ -247,11 +247,11 @@ def _write_shard(
             "self_check_error": swept.self_check_error,
         }
     }
-    of_place = material.attributes.get(place, {})
+    described = material.attributes.get(place, {})
     if replacement_sha256:
-        of_place = {**of_place, "replacement_sha256": replacement_sha256}
-    if of_place:
-        attributes[place] = of_place
+        described = {**described, "replacement_sha256": replacement_sha256}
+    if described:
+        attributes[place] = described
     columns = {f"{place}/{name}": array for name, array in arrays.items()}
     columns |= {f"/sites/{name}": array for name, array in sites.items()}
     write_content(path, Content(columns, attributes), manifest=False)

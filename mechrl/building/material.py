@@ -44,11 +44,11 @@ class Material:
 
         :raises UsageError: the ablation does not fit a task or the model.
         """
-        of = ReplacementMaker(
+        maker = ReplacementMaker(
             Ablation(settings.ablation), Sweep(model), self.control_tokens, self.control_split, settings.seed
         )
         return {
-            name: of.of_control() if name == "control" else of.of_task(name, self.prompts[name])
+            name: maker.of_control() if name == "control" else maker.of_task(name, self.prompts[name])
             for name in sorted(names)
         }
 

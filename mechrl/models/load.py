@@ -64,8 +64,8 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
             _check_bos(name, tokenizer, rows)
             tokens, logits = probe(name, hf)
             sha256 = _weights_sha256(hf)
-        of_lens = f"TransformerLens {version('transformer-lens')}"
-        with silent(), refused(f"{name!r} cannot be swept: {of_lens} cannot take apart models of type {kind}"):
+        library = f"TransformerLens {version('transformer-lens')}"
+        with silent(), refused(f"{name!r} cannot be swept: {library} cannot take apart models of type {kind}"):
             TransformerBridge = _bridge_class()
             bridge = TransformerBridge.boot_transformers(
                 str(folder),

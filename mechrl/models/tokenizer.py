@@ -45,11 +45,11 @@ def load_tokenizer(name: str, folder: Path) -> Any:
     expected = None
     if file.is_file():
         with silent(), refused(f"{name}: tokenizer.json is damaged, or not one that tokenizers reads"):
-            of_file = Tokenizer.from_file(str(file))
-            _check_ids(name, of_file.get_vocab())
-            of_file.no_truncation()
-            of_file.no_padding()
-            expected = _split(name, lambda text: of_file.encode_batch([text], add_special_tokens=False)[0].ids)
+            backend = Tokenizer.from_file(str(file))
+            _check_ids(name, backend.get_vocab())
+            backend.no_truncation()
+            backend.no_padding()
+            expected = _split(name, lambda text: backend.encode_batch([text], add_special_tokens=False)[0].ids)
     failed: UsageError | None = None
     for make in (partial(AutoTokenizer.from_pretrained, trust_remote_code=False), _plain):
         try:

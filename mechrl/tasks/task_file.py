@@ -15,7 +15,7 @@ import numpy as np
 from mechrl.errors import UsageError
 from mechrl.progress import say, warn
 from mechrl.tasks.base import EVALUATION, TRAIN, Example
-from mechrl.tasks.forms import IDS, KNOWN, LOOKED_AT, Form, as_list, ignored, missing_field, recognise, short
+from mechrl.tasks.layout import IDS, KNOWN, LOOKED_AT, Layout, as_list, ignored, missing_field, recognise, short
 from mechrl.tasks.records import ENDINGS, Problem, Records, read_records
 
 SPLITS = {"train": TRAIN, "evaluation": EVALUATION}
@@ -90,20 +90,20 @@ def read_task_file(
     file = TaskFile(path, name, hashlib.sha256(data).hexdigest(), (), (), np.array([]), records.unit)
     if records.fatal or not records.rows:
         _raise(file, records.fatal + records.faults)
-    form, of_header = recognise(records)
-    _raise(file, [(records.header, problem) for problem in of_header])
-    assert form is not None  # or the header would be at fault
-    rows, problems = _rows(records, form)
+    layout, header_problems = recognise(records)
+    _raise(file, [(records.header, problem) for problem in header_problems])
+    assert layout is not None  # or the header would be at fault
+    rows, problems = _rows(records, layout)
     separated = f"separated by {records.separated}" if records.separated not in ("", "commas") else ""
     file = replace(
         file,
         examples=[row.example for row in rows],
         lines=[row.place for row in rows],
         split=np.array([row.split for row in rows], np.int8),
-        read_as="; ".join(filter(None, (form.described(records.names), separated))),
-        ignored=tuple(ignored(records, form)),
-        ids=(form.answer, form.wrong) if form.kind == IDS else None,
-        labels=[row.labels for row in rows] if form.labels else None,
+        read_as="; ".join(filter(None, (layout.described(records.names), separated))),
+        ignored=tuple(ignored(records, layout)),
+        ids=(layout.answer, layout.wrong) if layout.kind == IDS else None,
+        labels=[row.labels for row in rows] if layout.labels else None,
         skip_bad_lines=skip_bad_lines,
     )
     return without(file, problems, len(problems))
@@ -137,7 +137,7 @@ class _Row(NamedTuple):
     labels: Sequence[str]
 
 
-def _rows(records: Records, form: Form) -> tuple[list[_Row], dict[int, list[str]]]:
+def _rows(records: Records, layout: Layout) -> tuple[list[_Row], dict[int, list[str]]]:
     """The records of the right form, and by place what is wrong: with others, or with these for lack of a field."""
     problems: dict[int, list[str]] = {}
     for place, problem in records.faults:
@@ -146,8 +146,8 @@ def _rows(records: Records, form: Form) -> tuple[list[_Row], dict[int, list[str]
     seen: dict[str, int] = {}
     for place, given in records.rows:
         try:
-            record = form.native(given)
-            found = _problems(record, form, given)
+            record = layout.native(given)
+            found = _problems(record, layout, given)
         except RecursionError:
             found = ["nested too deep"]
         except ValueError as error:
@@ -175,15 +175,15 @@ def _task_name(path: Path, name: str | None, taken: Collection[str]) -> str:
 
     :raises UsageError: it is no name, or not free.
     """
-    found = path.stem if name is None else name
+    called = path.stem if name is None else name
     remedy = "rename the file, or give its task another name" if name is None else "give another name"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", found) or found == "control":
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", called) or called == "control":
         raise UsageError(
             f"{path}: a task is called what its file is, in letters, digits, _ and -, and not 'control'; {remedy}"
         )
-    if found in taken:
-        raise UsageError(f"{path}: there is a task {found!r} already; {remedy}")
-    return found
+    if called in taken:
+        raise UsageError(f"{path}: there is a task {called!r} already; {remedy}")
+    return called
 
 
 def without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile:
@@ -212,18 +212,18 @@ def without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile:
     )
 
 
-def _problems(record: dict[str, Any], form: Form, given: dict[str, Any]) -> list[str]:
+def _problems(record: dict[str, Any], layout: Layout, given: dict[str, Any]) -> list[str]:
     """What is wrong with a record in mechrl's own form.
 
     :param given: the same as the file has it.
     """
-    others = given.keys() - form.columns if len(given) <= LOOKED_AT else set()
+    others = given.keys() - layout.columns if len(given) <= LOOKED_AT else set()
     found = [
-        missing_field(column, others) if column else f"no {form.answer!r} in {form.twin!r}"
-        for name, column in (("prompt", form.prompt), ("answer", form.answer), ("wrong", form.wrong))
+        missing_field(column, others) if column else f"no {layout.answer!r} in {layout.twin!r}"
+        for name, column in (("prompt", layout.prompt), ("answer", layout.answer), ("wrong", layout.wrong))
         if name not in record and (name == "prompt" or (isinstance(record.get("prompt"), str) and record["prompt"]))
     ]
-    kind = int if form.kind == IDS else str
+    kind = int if layout.kind == IDS else str
     for name, value in record.items():
         if name in ("answer", "wrong"):
             words = as_list(value)

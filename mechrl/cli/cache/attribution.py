@@ -21,15 +21,17 @@ def attribution(path: Path, tasks: list[str], as_json: bool) -> None:
     from mechrl.cache.reader import Cache
 
     opened = Cache.open(path)
-    found = {task: agreement(opened, task) for task in tasks or opened.tasks}
+    agreements = {task: agreement(opened, task) for task in tasks or opened.tasks}
     if not tasks:
-        found["control"] = agreement(opened, None)
+        agreements["control"] = agreement(opened, None)
     if as_json:
-        return app.print_json({task: {name: vars(a) for name, a in of.items()} for task, of in found.items()})
+        return app.print_json(
+            {task: {name: vars(a) for name, a in kinds.items()} for task, kinds in agreements.items()}
+        )
     from mechrl.tables import print_table
 
-    for task, of in found.items():
-        rows = [["all heads", *(a.heads for a in of.values())]]
-        rows += [[f"layer {i}", *pair] for i, pair in enumerate(zip(*(a.layers for a in of.values()), strict=True))]
-        print_table(task, ["", *of], rows)
+    for task, kinds in agreements.items():
+        rows = [["all heads", *(a.heads for a in kinds.values())]]
+        rows += [[f"layer {i}", *pair] for i, pair in enumerate(zip(*(a.layers for a in kinds.values()), strict=True))]
+        print_table(task, ["", *kinds], rows)
     click.echo("Spearman's rank correlation of mean attribution with mean damage; –: all heads of the layer are alike")

@@ -21,16 +21,16 @@ def pairs(path: Path, tasks: list[str], n: int, as_json: bool) -> None:
     from mechrl.cache.reader import Cache
 
     opened = Cache.open(path)
-    found = {task: top_pairs(opened, task, n) for task in tasks or opened.tasks}
+    pairs_of = {task: top_pairs(opened, task, n) for task in tasks or opened.tasks}
     if as_json:
-        return app.print_json({task: [vars(pair) for pair in of] for task, of in found.items()})
+        return app.print_json({task: [vars(pair) for pair in best] for task, best in pairs_of.items()})
     from mechrl.tables import print_table, shown
 
-    for task, of in found.items():
+    for task, best in pairs_of.items():
         print_table(
             task,
             ["heads", "joint damage", "summed", "interaction"],
-            [[" ".join(p.heads), *map(shown, (p.joint, p.summed, p.interaction))] for p in of],
+            [[" ".join(p.heads), *map(shown, (p.joint, p.summed, p.interaction))] for p in best],
             "means in nats over the evaluation prompts; the pairs were chosen on the training prompts",
             secondary=["summed", "joint damage"],
         )
