@@ -20,7 +20,7 @@ from mechrl.models import MINI
 from mechrl.tasks import EVALUATION, TRAIN, Vocabulary, read_task_file
 from mechrl.tasks.base import tokenize
 from mechrl.tasks.fitting import check_file, ids_say
-from mechrl.tasks.forms import read_cell
+from mechrl.tasks.layout import read_cell
 
 NAMES = ("Mary", "John", "Tom", "Kate", "Anna", "Paul", "Laura", "David")
 PLACES = ("hill", "river", "barn", "camp")
