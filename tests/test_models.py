@@ -81,7 +81,7 @@ def test_a_refused_connection_names_the_offline_choice(tmp_path, arguments):
     )
     assert ended.returncode == 1
     assert "the hub cannot be reached" in ended.stderr
-    assert "--control-text FILE" in ended.stderr
+    assert "file as the control text" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
