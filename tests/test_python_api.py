@@ -1,5 +1,6 @@
 """`import mechrl` as somebody else has it: the README's example from an installed wheel, and what a notebook shows."""
 
+import inspect
 import json
 import os
 import re
@@ -17,9 +18,12 @@ from nbclient import NotebookClient
 
 import mechrl
 from mechrl import Cache
+from mechrl.building.build import build_files
+from mechrl.building.settings import USUAL_TASKS
 from mechrl.cache.format import Content
 from mechrl.cache.imported import import_table
 from mechrl.cache.top import top_heads
+from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +89,7 @@ def test_a_notebook_shows_the_cache_and_the_heads(installed, elsewhere):
     assert "<td>ioi</td>" in of_cache
     assert of_heads.count("<tr>") == 1 + 5
     assert "specificity" in of_heads
+    assert "sweeping" in str(notebook)  # a bar, or without ipywidgets a line each quarter
 
 
 @pytest.fixture
@@ -129,16 +134,36 @@ def test_heads_show_what_the_command_prints(hostile):
     assert NAME not in heads._repr_html_()
 
 
-def test_a_function_and_its_command_build_the_same_cache(call, tmp_path, monkeypatch):
-    from mechrl.cli.cache import cache as command
-
+@pytest.mark.parametrize(
+    ("model", "file", "expected"),
+    [
+        ("mini", (), (USUAL_TASKS, 16, 32, 16)),
+        ("gpt2", (), (USUAL_TASKS, 64, 32, 64)),
+        ("mini", ("own.jsonl",), ((), 16, 4, 16)),
+    ],
+)
+def test_a_function_and_its_command_have_the_same_defaults(call, tmp_path, monkeypatch, model, file, expected):
+    line = '{{"prompt": "Mary saw the {} and the", "answer": " dog", "wrong": " cat"}}\n'
+    words = "ring bone book ball hat key door lamp tree fish cup car bed map box pen".split()
+    (tmp_path / "own.jsonl").write_text("".join(map(line.format, words)))
     monkeypatch.chdir(tmp_path)
-    sizes = {"batches": 3, "batch_size": 1}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
-    assert call(command, "build", *flags, "--device", "cpu")[0] == 0
-    by_command = mechrl.load("cache/mini.h5")
-    by_function = mechrl.build(**sizes, out="mine.h5", device="cpu", progress=False)
-    assert by_function.sha256 == by_command.sha256
+    asked = []
+
+    def record(*arguments, **named):
+        bound = signature.bind(*arguments, **named)
+        bound.apply_defaults()
+        [settings] = bound.arguments.pop("every")
+        asked.append({**bound.arguments, **settings.identity()})
+        raise UsageError("asked")
+
+    signature = inspect.signature(build_files)
+    monkeypatch.setattr("mechrl.building.build.build_files", record)
+    assert call(cache_command, "build", "--model", model, *(part for name in file for part in ("--task", name)))[0] == 2
+    with pytest.raises(UsageError, match="asked"):
+        mechrl.build(model, file or None)
+    by_command, by_function = asked
+    assert by_function == by_command
+    assert tuple(by_function[n] for n in ("tasks", "batches", "batch_size", "control_batches")) == expected
 
 
 def test_the_function_shows_nothing_if_so_asked_and_warns_all_the_same(capsys, tmp_path, monkeypatch):
