@@ -135,7 +135,7 @@ def test_a_scheduler_that_does_not_answer(monkeypatch):
         ("--workers 2 --scheduler tcp://127.0.0.1:1", 2, "give one of them"),
         ("--scheduler tcp://127.0.0.1:1", 1, "no Dask scheduler answers at tcp://127.0.0.1:1"),
         ("--tf32 --device cpu", 2, "--tf32 is for CUDA devices, and the model is on cpu"),
-        ("--tf32 --dtype float16", 2, "it does not go with --dtype float16"),
+        ("--tf32 --dtype float16", 2, "tf32 goes with float32"),
     ],
 )
 def test_wrong_flags(tmp_path, call, monkeypatch, arguments, code, message):
