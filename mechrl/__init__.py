@@ -4,13 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mechrl.api import build
+    from mechrl.ablation import Ablation
+    from mechrl.api import bench, build, load, report
     from mechrl.cache.reader import Cache
     from mechrl.cache.top import top_heads
+    from mechrl.tasks import Task
+    from mechrl.verification.verification import Verification
 
 __version__ = "0.1.0"
-_WHERE = {"build": "mechrl.api", "Cache": "mechrl.cache.reader", "top_heads": "mechrl.cache.top"}
-__all__ = ["Cache", "__version__", "build", "top_heads"]
+_WHERE = {
+    **dict.fromkeys(("build", "load", "bench", "report"), "mechrl.api"),
+    "top_heads": "mechrl.cache.top",
+    "Cache": "mechrl.cache.reader",
+    "Verification": "mechrl.verification.verification",
+    "Task": "mechrl.tasks",
+    "Ablation": "mechrl.ablation",
+}
+__all__ = ["Ablation", "Cache", "Task", "Verification", "__version__", "bench", "build", "load", "report", "top_heads"]
 
 
 def __getattr__(name: str) -> object:
@@ -18,3 +28,7 @@ def __getattr__(name: str) -> object:
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'mechrl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,44 +2,170 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechrl.cache.reader import Cache
+
+if TYPE_CHECKING:
+    from mechrl.search.bench.run import Benchmark
+
+Paths = str | Path | Sequence[str | Path]
 
 
 def build(
     model: str = "mini",
-    tasks: str | Path | Sequence[str | Path] = ("induction", "ioi", "docstring"),
+    tasks: Paths | None = None,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
+    batches: int | None = None,
+    batch_size: int | None = None,
+    control_batches: int | None = None,
     control_text: str | Path | None = None,
+    ablation: str = "zero",
+    sets: str = "",
+    seed: int = 0,
     revision: str = "",
     device: str = "auto",
-    **settings: Any,
+    dtype: str = "float32",
+    tf32: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: bool = True,
 ) -> Cache:
-    """Ablate every head on every prompt, write the cache to `out`, and open it.
+    """Ablate every head on every prompt, write the cache, and open it.
 
-    :param model: `mini`, a folder, or a name on the hub.
-    :param tasks: names of built-in tasks, and paths of files with tasks of your own, see `mechrl.tasks.task_file`.
+    :param model: `mini`, a folder, or a name on the hub, there of a `revision`.
+    :param tasks: names of built-in tasks ("all" for all of them), and paths of files with tasks of your own, see
+        `mechrl.tasks.task_file`; by default induction, ioi and docstring.
+    :param out: the file; by default cache/<model>.h5. What an interrupted build of it left is used.
+    :param batches: prompt batches of each built-in task; by default 16 for `mini` and 64 for other models.
+    :param batch_size: prompts in a batch; by default 32, or less for a small task file.
+    :param control_batches: batches of control text; by default as many as `batches`.
     :param control_text: a text file; by default WikiText-2, for `mini` generated prose.
-    :param settings: of `mechrl.building.build.BuildSettings`: batches, batch_size, control_batches, ablation, seed,
-        dtype, tf32.
-    :raises UsageError: an unknown name, a task that does not fit the model, a file with mistakes.
+    :param ablation: zero, zero_raw, mean_task, mean_control, resample or counterfactual.
+    :param sets: "pairs" to ablate all pairs of heads together, too.
+    :param device: auto, cpu, cuda or mps.
+    :param dtype: what to compute in: float32, bfloat16 or float16; `tf32` lets a CUDA GPU round float32 products.
+    :param workers: so many processes on this machine; or a `scheduler`, tcp://HOST:8786, of a Dask cluster.
+    :param progress: whether to show, on stderr, what is going on.
+    :raises UsageError: an unknown name, a number out of range, a task that does not fit the model, a wrong file.
     :raises MachineError: no network, no memory, no disk, or a model that cannot be swept correctly.
     :raises FileError: an unfinished build of the same file has other settings.
     """
-    from mechrl.building.build import BuildSettings, build
-    from mechrl.models import load_model
+    from mechrl.building.build import build_files
+    from mechrl.building.settings import choose_settings
     from mechrl.tasks import TASKS
-    from mechrl.tasks.control import read_control
     from mechrl.tasks.records import ENDINGS
-    from mechrl.tasks.task_file import fitting_batch_size, read_task_file
+    from mechrl.tasks.task_file import read_task_files
 
-    tasks = [tasks] if isinstance(tasks, str | Path) else tasks
-    paths = [Path(task) for task in tasks if str(task).lower().endswith(ENDINGS)]
-    own = tuple(read_task_file(path, taken=sorted(TASKS)) for path in paths)
-    names = tuple(str(task) for task in tasks if not str(task).lower().endswith(ENDINGS))
-    source, text = read_control(None if control_text is None else Path(control_text), generated=model == "mini")
-    settings = {"batch_size": fitting_batch_size(own), **settings}
-    wanted = BuildSettings(tasks=names, files=own, control_source=source, **settings)
-    return Cache.open(build(load_model(model, device=device, revision=revision), wanted, Path(out), text))
+    given = None if tasks is None else _listed(tasks)
+    is_file = [str(task).lower().endswith(ENDINGS) for task in given or ()]
+    files = read_task_files([Path(t) for t, own in zip(given or (), is_file, strict=True) if own], TASKS)
+    names = None if given is None else [str(t) for t, own in zip(given, is_file, strict=True) if not own]
+    settings = choose_settings(
+        model, names, files, batches=batches, batch_size=batch_size, control_batches=control_batches,
+        ablation=ablation, sets=sets, seed=seed, dtype=dtype, tf32=tf32,
+    )  # fmt: skip
+    [path] = build_files(
+        model, [settings], _path(out),
+        control_text=_path(control_text), revision=revision, device=device,
+        workers=workers, scheduler=scheduler, progress=progress,
+    )  # fmt: skip
+    return open_built(path)
+
+
+def open_built(path: Path) -> Cache:
+    """Open a cache that was just written, and warn of the tasks that the model does not do."""
+    from mechrl.progress import warn
+
+    cache = Cache.open(path)
+    for task in cache.tasks:
+        if not cache.task_attributes(task)["does_task"]:
+            warn(
+                f"the model does not do {task}: its clean logit difference is {cache.clean(task).mean():.3f}, not "
+                "above zero. Damage on this task means little; the cache records it"
+            )
+    return cache
+
+
+def load(path: str | Path) -> Any:
+    """Open a cache (.h5), or a checkpoint (.zip).
+
+    :raises UsageError: no such file.
+    :raises FileError: it is damaged, foreign, unfinished or of another version.
+    """
+    if Path(path).suffix == ".zip":
+        from mechrl.search.ppo.checkpoint import load_checkpoint
+
+        return load_checkpoint(Path(path))
+    return Cache.open(path)
+
+
+def bench(
+    caches: Paths = "cache/mini.h5",
+    methods: Sequence[str] | None = None,
+    *,
+    track: str = "both",
+    seeds: int = 3,
+    control_weight: float = 1.0,
+    workers: int = 1,
+    plugin: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> "Benchmark":
+    """Search every family of behaviours held out in turn, with every method, and compare what they find.
+
+    :param caches: paths of caches of one or more models.
+    :param methods: their names; by default all of the track.
+    :param track: what methods may use: `scores`, `attribution` or `both`.
+    :param seeds: how many, of whatever is random.
+    :param workers: processes; a script that takes more than one needs `if __name__ == "__main__":`.
+    :param plugin: a Python file that adds methods; it is executed.
+    :param checkpoint: an agent, as one more method.
+    :raises UsageError: an unknown method or track, tasks of fewer than two families, no such file.
+    :raises FileError: a cache or the checkpoint is damaged.
+    """
+    from mechrl.errors import unknown_name
+    from mechrl.progress import progress as shown_progress
+    from mechrl.search.bench.run import bench as compare
+    from mechrl.search.problem import TRACKS
+
+    if track not in (*TRACKS, "both"):
+        raise unknown_name("track", track, [*TRACKS, "both"])
+    with shown_progress("comparing methods", progress) as show:
+        return compare(
+            [Path(path) for path in _listed(caches)], names=methods, tracks=TRACKS if track == "both" else (track,),
+            seeds=seeds, control_weight=control_weight, workers=workers, plugin=_path(plugin),
+            checkpoint=_path(checkpoint), on_progress=show,
+        )  # fmt: skip
+
+
+def report(runs: Paths, out: str | Path = "report.html") -> Path:
+    """Write one page about everything in some folders or files, that needs no network; its path is given back.
+
+    :param runs: caches (.h5), checkpoints (.zip), verifications and comparisons (.json), or folders with them.
+    :raises UsageError: no such file, or nothing that a report could be made of.
+    :raises FileError: nothing could be read, and something is damaged; of one file among others it is a warning.
+    :raises MachineError: `out` cannot be written.
+    """
+    from mechrl.cache.storage import check_writable
+    from mechrl.progress import warn
+    from mechrl.reporting.csv_files import files_folder
+    from mechrl.reporting.page import write_page
+    from mechrl.reporting.run import collect
+
+    path = Path(out)
+    run = collect([Path(part) for part in _listed(runs)], leave_out=[path, files_folder(path)])
+    check_writable(path)
+    for _, message in run.damaged:
+        warn(message)
+    write_page(run, path)
+    return path
+
+
+def _listed(paths: Paths) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else paths
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

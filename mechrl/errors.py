@@ -25,6 +25,10 @@ class UsageError(MechrlError):
     exit_code = 2
 
 
+class LibraryError(UsageError):
+    """A library failed on what the user named; its own error is the cause."""
+
+
 class FileError(MechrlError):
     """A file is damaged, foreign, unfinished, of another version, or does not fit the others."""
 
@@ -54,7 +58,7 @@ def refused(what: str) -> Iterator[None]:
     """Turns what a library raises about a model into one sentence of ours; its own is for those who write libraries.
 
     :param what: what cannot be done, with which model and which of its files.
-    :raises UsageError: the library failed.
+    :raises LibraryError: the library failed.
     :raises MachineError: memory ran out.
     """
     try:
@@ -64,4 +68,4 @@ def refused(what: str) -> Iterator[None]:
     except BaseException as error:  # a panic in Rust is no Exception
         if is_out_of_memory(error):
             raise MachineError(f"{what}: out of memory") from error
-        raise UsageError(f"{what} (--debug shows the library's error)") from error
+        raise LibraryError(what) from error

@@ -59,7 +59,7 @@ def print_table(
         console.print(_blocks(console, names, made, cells))
         console.print()
     left_out = ", ".join(name for i, name in enumerate(names) if kept and i not in kept)
-    notes = [caption, f"left out at this width: {left_out}; a wider terminal or --json shows them" * bool(left_out)]
+    notes = [caption, f"left out at this width: {left_out}; a wider terminal or JSON shows them" * bool(left_out)]
     for note in filter(None, notes):
         console.print(Padding(_printable(note), (0, 0, 0, 2), expand=False), style="dim")
     if any(notes):
@@ -87,10 +87,10 @@ def html_heatmap(title: str, values: np.ndarray) -> str:
         f"<tr><th>{layer}</th>"
         + "".join(
             cell.format("214,39,40" if v > 0 else "31,119,180", abs(v) / largest, layer, head, v, v)
-            for head, v in enumerate(of_layer.tolist())
+            for head, v in enumerate(heads_of_layer.tolist())
         )
         + "</tr>"
-        for layer, of_layer in enumerate(values)
+        for layer, heads_of_layer in enumerate(values)
     ]
     heads = "".join(f"<th>{head}</th>" for head in range(values.shape[1]))
     return (

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from mechrl.ablation import FEATURES, MEASURES
-from mechrl.building.build import BuildSettings
+from mechrl.building.settings import BuildSettings
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import write_content

@@ -1,7 +1,12 @@
-"""Who may import whom: only towards the models, never back."""
+"""Who may import whom: only towards the models, never back; and what the package offers."""
 
 import ast
+import pkgutil
+import re
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -9,19 +14,56 @@ import mechrl
 
 PACKAGE = Path(mechrl.__file__).parent
 ORDER = [
-    "errors", "process", "vocabulary", "intervals", "score", "tables", "results", "models", "tasks", "ablation",
+    "errors", "process", "progress", "vocabulary", "intervals", "score", "tables", "results", "models", "tasks",
+    "ablation",
     "cache", "building", "envs", "search", "verification", "reporting", "api", "cli",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+SHOW_COMMANDS = ("cli", "reporting")  # the report prints the commands that make it again
+FLAG = re.compile(r"(?<![\w-])--[a-z]")
 
 
 def room(name: str) -> str:
     return name.split(".")[1] if "." in name else "mechrl"
 
 
+def own_room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_one_way(path):
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    own = own_room(path)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mechrl."):
             assert ORDER.index(room(node.module)) <= ORDER.index(own), f"{own} imports {node.module}"
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """The strings of a module, an f-string as one with … for its values; not docstrings, nor commands in backticks."""
+    if isinstance(tree, ast.JoinedStr):
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in tree.values)
+        return
+    if isinstance(tree, ast.Constant) and isinstance(tree.value, str):
+        yield tree.value
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            yield from texts(node)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if own_room(path) not in SHOW_COMMANDS], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_no_message_of_the_library_names_a_flag(path):
+    for text in texts(ast.parse(path.read_text())):
+        assert not FLAG.search(re.sub("`[^`]*`", "", text)), text
+
+
+def test_no_import_rebinds_a_name_of_the_package():
+    """As a sub-package called `mechrl.build` would."""
+    before = {name: getattr(mechrl, name) for name in mechrl.__all__}
+    for module in pkgutil.walk_packages([str(PACKAGE)], "mechrl."):
+        import_module(module.name)
+    assert {name: getattr(mechrl, name) for name in mechrl.__all__} == before
+    for name in set(mechrl.__all__) & {"build", "load", "train", "verify", "bench", "report", "top_heads"}:
+        assert isinstance(getattr(mechrl, name), FunctionType), name

@@ -14,7 +14,8 @@ from helpers import ARCHITECTURES, WINDOW, hub_cache, randomize, save
 from numpy.random import RandomState
 from transformers import AutoModelForCausalLM
 
-from mechrl.building.build import BuildSettings, build
+from mechrl.building.build import build
+from mechrl.building.settings import BuildSettings
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.train import train as train_command

@@ -66,7 +66,7 @@ def test_a_folder_with_a_damaged_config_is_an_error(tmp_path):
 
 
 def test_a_hub_model_without_a_network_names_the_offline_choice():
-    with pytest.raises(MachineError, match=r"hub cannot be reached.*--model FOLDER.*--model mini"):
+    with pytest.raises(MachineError, match=r"hub cannot be reached.*the folder of a model.*the model mini"):
         find_folder("gpt2-that-nobody-has-cached")
 
 
@@ -81,7 +81,7 @@ def test_a_refused_connection_names_the_offline_choice(tmp_path, arguments):
     )
     assert ended.returncode == 1
     assert "the hub cannot be reached" in ended.stderr
-    assert "--control-text FILE" in ended.stderr
+    assert "file as the control text" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -16,7 +16,8 @@ from huggingface_hub.errors import (
 )
 from transformer_lens.model_bridge.bridge_core import BridgeCore
 
-from mechrl.building.build import BuildSettings, build
+from mechrl.building.build import build
+from mechrl.building.settings import BuildSettings
 from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import MachineError, UsageError
 from mechrl.models import load_model
@@ -153,7 +154,7 @@ def test_a_revision_of_a_folder_is_refused(refusal, tmp_path):
     shutil.copytree(save(ARCHITECTURES["gpt2"](), tmp_path / "a"), tmp_path / "model")
     code, err = refusal(tmp_path / "model", "--revision", "step1000")
     assert code == 2
-    assert "--revision step1000 is for models on the hub" in err
+    assert "revision 'step1000' is for models on the hub" in err
 
 
 def test_what_fails_within_a_sweep_is_a_reason_and_no_traceback(mini, tmp_path, monkeypatch):

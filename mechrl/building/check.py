@@ -11,9 +11,9 @@ from mechrl.ablation.forward import Forward
 from mechrl.models import Model, check_length
 from mechrl.tasks import Prompts, TaskFile, Vocabulary
 from mechrl.tasks.base import tokenize
+from mechrl.tasks.batches import arrange, fitting_batch_size
 from mechrl.tasks.fitting import check_file
 from mechrl.tasks.seam import line_end, other_spelling
-from mechrl.tasks.task_file import arrange, fitting_batch_size
 
 ROWS = 32  # at a time
 FAR_MORE = 2.0  # nats

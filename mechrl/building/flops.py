@@ -1,7 +1,11 @@
-"""The floating-point operations that sweeping a batch cannot avoid: what a build costs before anything is run."""
+"""The floating-point operations that sweeping a batch cannot avoid: what a build costs, and how much of it is done."""
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from mechrl.building.material import Material
+from mechrl.building.merge import Part, Piece
+from mechrl.building.worker import Swept
 from mechrl.models import Model
 
 
@@ -83,3 +87,32 @@ class Shape:
     def _scores(self, prompts: int, positions: int) -> int:
         """Queries times keys and pattern times values; each position sees those up to itself."""
         return 4 * self.n_heads * self.d_head * prompts * positions * (positions + 1) // 2
+
+
+class Work:
+    """Adds up what is done, in operations, so that a control batch counts for what it costs."""
+
+    def __init__(self, model: Model, material: Material, on_progress: Callable[[float, float], None]):
+        shape = Shape.of(model)
+        positions = {name: prompts.tokens.shape[1] for name, prompts in material.prompts.items()}
+        self.per_row = {name: shape.sweep(1, n) for name, n in positions.items()}
+        self.per_row["control"] = shape.sweep(1, material.control_tokens.shape[1], task=False)
+        self.on_progress = on_progress
+        self.done = self.total = 0
+
+    def start(self, finished: Mapping[Piece, Part | None]) -> None:
+        """Begins with what an earlier run has finished, so that it does not count for the speed."""
+        work = {piece: piece.rows * self.per_row[piece.name] for piece in finished}
+        self.total = sum(work.values())
+        self.done = sum(work[piece] for piece, part in finished.items() if part is not None)
+        self.on_progress(self.done, self.total)
+
+    def add(self, piece: Piece, rows: int) -> None:
+        self.done += rows * self.per_row[piece.name]
+        self.on_progress(self.done, self.total)
+
+    def over(self, swept: Iterator[Swept]) -> Iterator[Swept]:
+        """Counts whole shards as they come."""
+        for result in swept:
+            self.add(result.piece, result.piece.rows)
+            yield result

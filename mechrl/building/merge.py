@@ -123,17 +123,17 @@ def join_parts(parts: Sequence[Part]) -> Content:
             raise FileError(f"two parts hold {one.name} rows from {other.first_row} on")
     arrays: dict[str, Column] = {}
     for name, group in itertools.groupby(found, key=lambda item: item[0].name):
-        of_name = list(group)
+        rows_of_name = list(group)
         place = "/control/" if name == "control" else f"/tasks/{name}/"
-        for path, (dtype, shape) in of_name[0][2].shapes.items():
+        for path, (dtype, shape) in rows_of_name[0][2].shapes.items():
             if path.startswith(place):
-                if any(path not in part.shapes or part.shapes[path][1][1:] != shape[1:] for _, _, part in of_name):
+                if any(path not in part.shapes or part.shapes[path][1][1:] != shape[1:] for _, _, part in rows_of_name):
                     raise FileError(f"the parts belong to different builds: {path} is not the same in all of them")
                 rows = [
                     partial(read_rows, part.path, path, slice(start, start + piece.rows))
-                    for piece, start, part in of_name
+                    for piece, start, part in rows_of_name
                 ]
-                arrays[path] = Column(dtype, (sum(piece.rows for piece, *_ in of_name), *shape[1:]), rows)
+                arrays[path] = Column(dtype, (sum(piece.rows for piece, *_ in rows_of_name), *shape[1:]), rows)
     for part in parts:  # the roles of the heads come with the first rows of control
         for path, (dtype, shape) in part.shapes.items():
             if path.startswith("/sites/"):

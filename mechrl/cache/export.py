@@ -50,12 +50,7 @@ class Row:
     score_high: float
 
 
-def export(
-    cache: Cache,
-    kind: str,
-    tasks: Sequence[str] = (),
-    n: int | None = None,
-) -> bytes:
+def export(cache: Cache, kind: str, tasks: Sequence[str] = (), n: int | None = None) -> bytes:
     """The file of one format.
 
     :param kind: one of `FORMATS`.
@@ -68,12 +63,12 @@ def export(
     if kind not in FORMATS:
         raise unknown_name("format", kind, list(FORMATS))
     if n is not None and kind in GRAPHS:
-        raise UsageError(f"--n does not go with --format {kind}, whose graph has a place for every head")
+        raise UsageError(f"no number of heads goes with the format {kind}, whose graph has a place for every head")
     if kind in TABLES:
         rows = table(cache, tasks or cache.tasks, n)
         return csv_text(rows).encode() if kind == "csv" else parquet_bytes(cache, rows)
     if len(tasks) != 1:
-        raise UsageError(f"--format {kind} is of one task: give --task with one of {', '.join(cache.tasks)}")
+        raise UsageError(f"the format {kind} is of one task: name one of {', '.join(cache.tasks)}")
     if kind == "auto-circuit":
         return torch_bytes(prune_scores(cache, tasks[0]))
     if kind == "transformer-lens":
@@ -84,8 +79,8 @@ def export(
 
 def header(cache: Cache) -> dict[str, str]:
     """Which model, which intervention and which cache the numbers are of."""
-    of_file = {name: cache.attributes[name] for name in ("model", "model_sha256", "ablation", "weight_processing")}
-    return {**of_file, "content_sha256": cache.sha256}
+    note = {name: cache.attributes[name] for name in ("model", "model_sha256", "ablation", "weight_processing")}
+    return {**note, "content_sha256": cache.sha256}
 
 
 def table(cache: Cache, tasks: Sequence[str], n: int | None = None) -> list[Row]:
@@ -131,7 +126,7 @@ def parquet_bytes(cache: Cache, rows: Sequence[Row]) -> bytes:
     )
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([asdict(row) for row in rows], schema), sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def head_list(cache: Cache, task: str, n: int | None = None) -> dict[str, Any]:
@@ -210,24 +205,24 @@ def snippet(cache: Cache, task: str, n: int = SNIPPET_HEADS) -> str:
 
     :raises UsageError: the cache is of another ablation than zero, or has no such task.
     """
-    of_file = cache.attributes
-    if of_file["ablation"] != "zero":  # of an imported table it is unknown
+    attributes = cache.attributes
+    if attributes["ablation"] != "zero":  # of an imported table it is unknown
         raise UsageError(
-            f"{cache.path} is of {of_file['ablation']!r} ablation; the TransformerLens snippet exists for zero only"
+            f"{cache.path} is of {attributes['ablation']!r} ablation; the TransformerLens snippet exists for zero only"
         )
     heads = [(row.layer, row.head) for row in table(cache, [task], n)]
-    import_mini, name = ("from mechrl.models import MINI\n", "str(MINI)") if of_file["model"] == "mini" else ("", "")
-    revision = of_file.get("model_revision")
+    import_mini, name = ("from mechrl.models import MINI\n", "str(MINI)") if attributes["model"] == "mini" else ("", "")
+    revision = attributes.get("model_revision")
     return SNIPPET.format(
         n=len(heads),
         task=task,
         sha256=cache.sha256,
         import_mini=import_mini,
         heads=heads,
-        name=name or repr(of_file["model"]),
+        name=name or repr(attributes["model"]),
         revision=f", revision={str(revision)!r}" if revision else "",
-        weights=repr(of_file["weight_processing"]),
-        bos="begin with the tokenizer's BOS token" if of_file["prepend_bos"] else "have no BOS token",
+        weights=repr(attributes["weight_processing"]),
+        bos="begin with the tokenizer's BOS token" if attributes["prepend_bos"] else "have no BOS token",
     )
 
 

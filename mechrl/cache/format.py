@@ -98,7 +98,7 @@ class Content:
 
     def task_names(self) -> list[str]:
         """In the order of the file's `task_order`."""
-        return json.loads(self.root["task_order"])
+        return list(json.loads(self.root["task_order"]))
 
 
 def blocks(array: np.ndarray | Column) -> Iterator[np.ndarray]:

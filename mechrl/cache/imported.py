@@ -128,7 +128,7 @@ def _sites(table: Path, names: Sequence[str], first: int, n_layers: int, n_heads
         raise UsageError(f"{table}: its header names no head; heads are written layer.head and separated by commas")
     layers, per_layer = (max(numbers) + 1 for numbers in zip(*heads, strict=True))
     hint = (
-        f"The table has {layers} × {per_layer} heads: did you mean --n-layers {layers} --n-heads {per_layer}?"
+        f"The table has {layers} × {per_layer} heads: did you mean {layers} layers of {per_layer} heads?"
         if len(heads) == layers * per_layer
         else f"A model of {n_layers} × {n_heads} has heads 0.0 to {n_layers - 1}.{n_heads - 1}, each in one column"
     )

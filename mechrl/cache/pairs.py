@@ -32,7 +32,7 @@ def top_pairs(cache: Cache, task: str, n: int = 10) -> list[Pair]:
     """
     found = cache.pairs(task)
     if found is None:
-        raise UsageError(f"{cache.path} holds no pairs; mechrl-cache build --sets pairs makes a cache with them")
+        raise UsageError(f"{cache.path} holds no pairs; build a cache with sets of pairs")
     sites, joint = found
     damage, group, train = cache.damage(task), cache.prompts(task).group, cache.in_split(task, TRAIN)
     interaction = joint[train].mean(0) - damage[train].mean(0)[sites].sum(1)

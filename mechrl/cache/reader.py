@@ -16,7 +16,7 @@ from mechrl.score import score
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cache:
     """Damage of every head on every prompt, in memory.
 
@@ -50,6 +50,15 @@ class Cache:
             raise FileError(f"{path}: {error}") from error
         return cls(Path(path), content)
 
+    def __repr__(self) -> str:
+        size = f"{self.n_layers} × {self.n_heads} heads"
+        return f"Cache({str(self.path)!r}: {size} of {self.attributes['model']}, tasks {', '.join(self.tasks)})"
+
+    def _repr_html_(self) -> str:
+        from mechrl.cache.notebook import cache_html
+
+        return cache_html(self)
+
     @property
     def attributes(self) -> Mapping[str, Any]:
         """What the file says of itself: model, fingerprints, ablation, seed, …"""
@@ -58,15 +67,15 @@ class Cache:
     @property
     def sha256(self) -> str:
         """The hash of everything in the cache."""
-        return self.attributes["content_sha256"]
+        return str(self.attributes["content_sha256"])
 
     @property
     def n_layers(self) -> int:
-        return self.attributes["n_layers"]
+        return int(self.attributes["n_layers"])
 
     @property
     def n_heads(self) -> int:
-        return self.attributes["n_heads"]
+        return int(self.attributes["n_heads"])
 
     @property
     def n_sites(self) -> int:
@@ -74,7 +83,7 @@ class Cache:
 
     @property
     def batch_size(self) -> int:
-        return self.attributes["batch_size"]
+        return int(self.attributes["batch_size"])
 
     @property
     def imported(self) -> bool:
@@ -127,8 +136,7 @@ class Cache:
         """:raises UsageError: the cache has no such task."""
         if task in TASKS and task not in self.tasks:
             raise UsageError(
-                f"task {task!r} is not in {self.path}, which holds {', '.join(self.tasks)}; mechrl-cache build "
-                "--tasks … builds a cache with it"
+                f"task {task!r} is not in {self.path}, which holds {', '.join(self.tasks)}; build a cache with it"
             )
         if task not in self.tasks:
             raise unknown_name("task", task, self.tasks)
@@ -146,7 +154,7 @@ class Cache:
         """A measure of the intact model, [prompt]."""
         self.check_replayable()
         self.check_task(task)
-        return self.content.arrays[f"/tasks/{task}/clean/{measure}"]
+        return self._array(f"/tasks/{task}/clean/{measure}")
 
     def accuracy(self, task: str) -> float:
         """The share of prompts on which the intact model puts the answers before the wrongs."""
@@ -154,7 +162,8 @@ class Cache:
 
     def damage(self, task: str, measure: str = "logit_diff") -> np.ndarray:
         """Clean minus ablated measure, [prompt, site]."""
-        return self.clean(task, measure)[:, None] - self.content.arrays[f"/tasks/{task}/ablated/{measure}"]
+        damage: np.ndarray = self.clean(task, measure)[:, None] - self._array(f"/tasks/{task}/ablated/{measure}")
+        return damage
 
     def pairs(self, task: str) -> tuple[np.ndarray, np.ndarray] | None:
         """All pairs of sites, int32 [set, 2], and the damage of both together, [prompt, set]; None if not there.
@@ -165,7 +174,7 @@ class Cache:
         ablated = self.content.arrays.get(f"/tasks/{task}/sets/pairs/logit_diff")
         if ablated is None:
             return None
-        return self.content.arrays["/sets/pairs/sites"], self.clean(task)[:, None] - ablated
+        return self._array("/sets/pairs/sites"), self.clean(task)[:, None] - ablated
 
     def direct(self, task: str) -> np.ndarray | None:
         """Direct effect of each head on the logit difference, [prompt, site]: `ablation.direct`; None if not there."""
@@ -209,7 +218,8 @@ class Cache:
     def control_damage(self) -> np.ndarray:
         """Ablated minus clean mean next-token loss, [span, site]."""
         self.check_replayable()
-        return self.content.arrays["/control/ablated"] - self.content.arrays["/control/clean"][:, None]
+        damage: np.ndarray = self._array("/control/ablated") - self._array("/control/clean")[:, None]
+        return damage
 
     def episode_scores(self, task: str) -> np.ndarray:
         """The scores of an imported task, [episode, site], training episodes first.
@@ -219,17 +229,17 @@ class Cache:
         self.check_task(task)
         if not self.imported:
             raise UsageError(f"{self.path} is not imported: its scores are damage minus control damage")
-        return self.content.arrays[f"/tasks/{task}/scores"]
+        return self._array(f"/tasks/{task}/scores")
 
     def in_split(self, task: str | None, split: int) -> np.ndarray:
         """Which rows belong to a split, bool [prompt], or [episode] if imported; of the control spans with None."""
         place = "/control" if task is None else f"/tasks/{task}"
-        return self.content.arrays[f"{place}/split"] == split
+        return np.asarray(self._array(f"{place}/split") == split)
 
     def batch_damage(self, task: str, split: int = EVALUATION) -> np.ndarray:
         """Mean damage of each batch of a split, [batch, site]; if imported, the score of each episode."""
         if self.imported:
-            return self.episode_scores(task)[self.in_split(task, split)]
+            return np.asarray(self.episode_scores(task)[self.in_split(task, split)])
         return self._batch_means(self.damage(task)[self.in_split(task, split)])
 
     def batch_control(self, split: int = EVALUATION) -> np.ndarray:
@@ -244,7 +254,8 @@ class Cache:
         :raises UsageError: the cache has no such task, or is imported and the weight is not 1.
         """
         self.check_control_weight(control_weight)
-        return score(self.batch_damage(task, split).mean(0), self.batch_control(split).mean(0), control_weight)
+        damage, control = self.batch_damage(task, split).mean(0), self.batch_control(split).mean(0)
+        return np.asarray(score(damage, control, control_weight))
 
     def answer_overlap(self, task: str) -> tuple[int, int]:
         """How many of the evaluation prompts' answers are answers in training too, and of how many."""
@@ -266,8 +277,12 @@ class Cache:
         except ValueError as error:
             raise FileError(f"{self.path}: this mechrl knows no ablation {name!r}") from error
 
+    def _array(self, path: str) -> np.ndarray:
+        array: np.ndarray = self.content.arrays[path]
+        return array
+
     def _batch_means(self, rows: np.ndarray) -> np.ndarray:
-        return rows.reshape(-1, self.batch_size, self.n_sites).mean(1)
+        return np.asarray(rows.reshape(-1, self.batch_size, self.n_sites).mean(1))
 
 
 def _attribution_name(integrated: bool) -> str:

@@ -1,28 +1,25 @@
 """Reading and writing `Content` as HDF5: whole or not at all, and never trusting what somebody else wrote."""
 
-import collections
 import contextlib
 import hashlib
 import io
 import json
 import math
-import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from mechrl.cache.format import FORMAT, VERSION, Content, blocks, check_version, content_sha256, dataset_rule
-from mechrl.cache.header import check_superblock, check_texts
+from mechrl.cache.format import FORMAT, VERSION, Content, blocks, check_version, content_sha256
+from mechrl.cache.untrusted import Budget, mapped, read_attributes, read_group
 from mechrl.errors import FileError, MachineError, UsageError
 
 CHUNK_BYTES = 2**20
 LARGEST_MANIFEST = 2**22  # bytes
-LEAST_OBJECT = 256  # bytes that a group or dataset and the link to it take of a file
 
 
 def manifest_path(path: Path) -> Path:
@@ -152,7 +149,8 @@ def _read_manifest(manifest: Path) -> dict[str, Any]:
         text = file.read(LARGEST_MANIFEST + 1)
     if len(text) > LARGEST_MANIFEST:
         raise ValueError("too long")
-    return json.loads(text)
+    noted: dict[str, Any] = json.loads(text)
+    return noted
 
 
 def settle_manifest(path: Path) -> None:
@@ -181,13 +179,13 @@ def read_content(path: Path) -> Content:
     settle_manifest(path)
     check_manifest(path)
     try:
-        with _mapped(path) as data, h5py.File(path, "r") as file:
+        with mapped(path) as data, h5py.File(path, "r") as file:
             budget = Budget(data)
             names = [name for name in ("format", "format_version") if name in file.attrs]
-            check_version(_read_attributes(file, names, budget))
+            check_version(read_attributes(file, names, budget))
             arrays: dict[str, np.ndarray] = {}
-            attributes = {"/": _read_attributes(file, file.attrs, budget)}
-            _read_group(file, arrays, attributes, budget)
+            attributes = {"/": read_attributes(file, file.attrs, budget)}
+            read_group(file, arrays, attributes, budget)
         content = Content(arrays, attributes)
         if content.root.get("content_sha256") != content_sha256(content):
             raise FileError("the numbers do not match the hash that was stored with them: it was changed")
@@ -205,7 +203,7 @@ def read_rows(path: Path, dataset: str, rows: slice) -> np.ndarray:
     """
     try:
         with h5py.File(path, "r") as file:
-            return file[dataset][rows]
+            return np.asarray(file[dataset][rows])
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise FileError(f"{path}: damaged ({error})") from error
 
@@ -228,110 +226,3 @@ def check_manifest(path: Path, content: Content | None = None) -> bool:
     if file_sha256(path) != expected:
         raise FileError(f"{path}: the file was changed since it was written (sha256 differs from {manifest.name})")
     return True
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """The bytes of a file that is laid out as a cache is."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        check_superblock(data)
-        yield data
-
-
-class Budget:
-    """How much a file may still make us read: twice what it has itself, however its parts are linked.
-
-    Twice, because texts count where they lie and where they are named.
-    """
-
-    def __init__(self, data: mmap.mmap):
-        self.data = data
-        self.left = 2 * len(data)
-        self.heaps: dict[int, dict[int, int]] = {}
-        self.seen: set[int] = set()
-
-    def spend(self, n: int) -> None:
-        self.left -= n
-        if self.left < 0:
-            raise FileError("it claims to hold more bytes than it has")
-
-    def meet(self, item: h5py.HLObject) -> None:
-        """:raises FileError: the same object was met before, under another name."""
-        address = h5py.h5o.get_info(item.id).addr
-        if address in self.seen:
-            raise FileError(f"{item.name!r} is another name of something else in the file")
-        self.seen.add(address)
-
-
-def _read_group(
-    group: h5py.Group, arrays: dict[str, np.ndarray], attributes: dict[str, dict[str, Any]], budget: Budget
-) -> None:
-    budget.meet(group)
-    for name in group:
-        budget.spend(LEAST_OBJECT)
-        where = f"{group.name.rstrip('/')}/{name}"
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise FileError(f"{where!r} is a link to somewhere else")
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            if where.count("/") > 5:
-                raise FileError(f"{where!r}: too deep")
-            if found := _read_attributes(item, item.attrs, budget):
-                attributes[where] = found
-            _read_group(item, arrays, attributes, budget)
-        elif isinstance(item, h5py.Dataset):
-            budget.meet(item)
-            arrays[where] = _read_dataset(item, where, budget)
-        else:
-            raise FileError(f"{where!r} is neither a group nor a dataset")
-
-
-def _read_dataset(item: h5py.Dataset, where: str, budget: Budget) -> np.ndarray:
-    dtype, dimensions = dataset_rule(where)
-    settings = item.id.get_create_plist()
-    filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
-    if item.chunks is None or filters != [h5py.h5z.FILTER_FLETCHER32]:
-        raise FileError(f"{where} is virtual, external, filtered, or not in chunks with a checksum")
-    if item.dtype != np.dtype(dtype) or item.ndim != len(dimensions):
-        raise FileError(f"{where} is {item.dtype} {item.shape}, not {dtype} in {len(dimensions)} dimensions")
-    budget.spend(max(item.nbytes, _chunk_bytes(item, where)))
-    return item[()]
-
-
-def _chunk_bytes(item: h5py.Dataset, where: str) -> int:
-    """How many bytes the chunks of a dataset take.
-
-    :raises FileError: they are not as many or not as long as they should be. HDF5 2.0 does not look at the length of
-        a chunk with a filter: from a short one it reads on into whatever memory comes next.
-    """
-    expected = math.prod(item.chunks) * item.dtype.itemsize + 4  # the checksum
-    lengths = collections.Counter[tuple[int, int]]()
-    item.id.chunk_iter(lambda chunk: lengths.update([(chunk.size, chunk.filter_mask)]))
-    n = math.prod(-(-length // chunk) for length, chunk in zip(item.shape, item.chunks, strict=True))
-    if lengths != collections.Counter({(expected, 0): n}):
-        raise FileError(f"{where} is {item.shape}, and has not its {n} chunks of {expected} bytes")
-    return n * expected
-
-
-def _read_attributes(item: h5py.HLObject, names: Iterable[str], budget: Budget) -> dict[str, str | int | float | bool]:
-    """Attributes of a group as Python scalars, and texts without control characters.
-
-    :raises FileError: one is anything else.
-    """
-    check_texts(budget.data, h5py.h5o.get_info(item.id).addr, budget.heaps, budget.spend)
-    found = {}
-    for name in names:
-        stored = item.attrs.get_id(name)
-        kinds = (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
-        if stored.get_type().get_class() not in kinds or stored.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
-            raise FileError(f"the attribute {name!r} is not a text or a number")
-        budget.spend(stored.get_storage_size())
-        value = item.attrs[name]
-        value = value.item() if isinstance(value, np.generic) else value
-        if not isinstance(value, str | int | float | bool) or (isinstance(value, float) and not math.isfinite(value)):
-            raise FileError(f"the attribute {name!r} is not a text or a finite number")
-        if not name.isprintable() or (isinstance(value, str) and not value.isprintable()):
-            raise FileError(f"the attribute {name!r} holds control characters")
-        budget.spend(len(value) if isinstance(value, str) else 0)
-        found[name] = value
-    return found

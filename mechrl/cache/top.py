@@ -1,7 +1,8 @@
 """The heads that matter most on a task, with intervals, and what settles the first doubts about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError, unknown_name
 from mechrl.intervals import Estimate, bootstrap_means, interval
 from mechrl.score import best_first, rank, score
+from mechrl.tables import html_table, shown
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # control weights at which ranks are shown
 ROLE = 0.4  # the score from which on a head is said to have a role
@@ -46,7 +48,42 @@ class TopHead:
     roles: dict[str, float]
 
 
-def top_heads(cache: Cache, task: str, n: int = 10, by: str = "score", control_weight: float = 1.0) -> list[TopHead]:
+class TopHeads(list[TopHead]):
+    """Heads of a task, best first; a notebook shows them as the table of `mechrl-cache top`.
+
+    :param title: what stands above the table.
+    :param columns: the names of its columns, each one of `COLUMNS`.
+    :param caption: what stands below it.
+    """
+
+    def __init__(self, heads: Iterable[TopHead], title: str, columns: Sequence[str], caption: str = ""):
+        super().__init__(heads)
+        self.title, self.columns, self.caption = title, list(columns), caption
+
+    @property
+    def rows(self) -> list[list[Any]]:
+        """The cells of the table, a row for each head."""
+        return [[COLUMNS[column](head) for column in self.columns] for head in self]
+
+    def _repr_html_(self) -> str:
+        return html_table(self.title, self.columns, self.rows, self.caption)
+
+
+COLUMNS: Mapping[str, Callable[[TopHead], Any]] = {
+    "head": lambda head: head.head,
+    "score": lambda head: shown(head.score),
+    "damage": lambda head: shown(head.damage),
+    "direct": lambda head: shown(head.direct),
+    "damage - direct": lambda head: shown(head.indirect),
+    "specificity": lambda head: shown(head.specificity),
+    "ranks": lambda head: " ".join(map(str, head.ranks)),
+    "roles": lambda head: ", ".join(f"{name} {score:.2f}" for name, score in head.roles.items()),
+    "marks": lambda head: ", ".join(head.marks),
+    "rank": lambda head: head.ranks[0],
+}
+
+
+def top_heads(cache: Cache, task: str, n: int = 10, by: str = "score", control_weight: float = 1.0) -> TopHeads:
     """The `n` heads with the largest score, damage, or absolute score (`by`: score, damage or abs).
 
     :raises UsageError: the cache has no such task, or there is no such order; it is imported, and the order is by
@@ -83,7 +120,7 @@ def top_heads(cache: Cache, task: str, n: int = 10, by: str = "score", control_w
     def at(name: str, site: int) -> Estimate | None:
         return Estimate(*(float(column[site]) for column in ends[name])) if name in ends else None
 
-    return [
+    heads = [
         TopHead(
             head=cache.head(site),
             **{name: at(name, site) for name in ("damage", "control", "score", "direct", "indirect", "specificity")},  # type: ignore[arg-type]
@@ -93,15 +130,20 @@ def top_heads(cache: Cache, task: str, n: int = 10, by: str = "score", control_w
         )
         for site in _first(by, n, {"score": scores, "damage": means, "abs": np.abs(scores)})
     ]
+    columns_shown = [name for name in COLUMNS if name != "rank" and (name != "roles" or cache.roles)]
+    clean = cache.clean(task).mean()
+    return TopHeads(
+        heads, f"{task}: accuracy {cache.accuracy(task):.3f}, clean logit difference {clean:.2f}", columns_shown
+    )
 
 
-def _top_of_import(cache: Cache, task: str, by: str, n: int) -> list[TopHead]:
+def _top_of_import(cache: Cache, task: str, by: str, n: int) -> TopHeads:
     scores = cache.episode_scores(task)
     mean, (low, high) = scores.mean(0), interval(bootstrap_means(scores, np.arange(len(scores))))
     if by == "damage":
         raise UsageError(f"{cache.path} is imported and holds scores alone: order them by score or abs")
     ranks = rank(mean)
-    return [
+    heads = [
         TopHead(
             head=cache.head(site),
             score=Estimate(float(mean[site]), float(low[site]), float(high[site])),
@@ -112,6 +154,12 @@ def _top_of_import(cache: Cache, task: str, by: str, n: int) -> list[TopHead]:
         )
         for site in _first(by, n, {"score": mean, "abs": np.abs(mean)})
     ]
+    return TopHeads(
+        heads,
+        f"{task}: scores imported from {cache.attributes['imported']}",
+        ["head", "score", "rank"],
+        "means over all episodes, with 95 % intervals (bootstrap over episodes)",
+    )
 
 
 def _roles(cache: Cache, site: int) -> dict[str, float]:
@@ -123,7 +171,7 @@ def _first(by: str, n: int, keys: Mapping[str, np.ndarray]) -> list[int]:
     """The `n` sites with the largest key."""
     if by not in keys:
         raise unknown_name("order", by, list(keys))
-    return best_first(keys[by])[:n].tolist()
+    return [int(site) for site in best_first(keys[by])[:n]]
 
 
 def general_heads(damage: Sequence[np.ndarray], clean: Sequence[float]) -> np.ndarray:

@@ -1,23 +1,27 @@
-"""What all commands share: how they end, the flags that mean the same everywhere, progress bars."""
+"""What all commands share: how they end, and the flags that mean the same everywhere."""
 
-import contextlib
 import json
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
-from mechrl.cli.surroundings import prepare, settle, unheard
-from mechrl.errors import MechrlError, is_out_of_memory
+from mechrl.cli.surroundings import prepare
+from mechrl.errors import LibraryError, MechrlError, is_out_of_memory
+from mechrl.progress import printable, settle, unheard
+from mechrl.progress import progress as progress
+from mechrl.progress import say as say
+from mechrl.progress import warn as warn
 
+FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
 DEBUG = "--debug"
 MINI_CACHE = Path("cache/mini.h5")
 FIRST_LINE = "model: mini, the small one that comes with mechrl (GPT-2 small: --model gpt2 --device cuda)"
 
+existing = click.argument("path", type=click.Path(path_type=Path), default=MINI_CACHE, required=False)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 model = click.option("--model", default="mini", show_default=True, help="mini, a folder, or a name on the hub.")
@@ -34,7 +38,7 @@ def not_negative(ctx: click.Context, parameter: click.Parameter, value: float | 
     return value
 
 
-def threads(default: int | None) -> Callable:
+def threads(default: int | None) -> Callable[[FC], FC]:
     """The --threads flag; None means all cores."""
     shown = str(default) if default else "all cores"
     return click.option(
@@ -82,7 +86,7 @@ def _explain(error: BaseException) -> int:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, MechrlError | OSError):
-        text = str(error)
+        text = str(error) + f" ({DEBUG} shows the library's error)" * isinstance(error, LibraryError)
     elif is_out_of_memory(error):
         text = "out of memory"
     else:
@@ -91,12 +95,7 @@ def _message(error: BaseException) -> str:
             f"{_doing(error)} ({what if len(what) < 300 else what[:300] + '…'}). This is a fault of mechrl's, or of a "
             f"library under it; {DEBUG} shows where"
         )
-    return _printable(text)
-
-
-def _printable(text: str) -> str:
-    """A message that may hold what a file says of itself, which must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    return printable(text)
 
 
 def _doing(error: BaseException) -> str:
@@ -121,19 +120,7 @@ def unfinished(path: Path) -> bool:
     return path.with_name(path.name + ".build").is_dir()
 
 
-def say(text: str) -> None:
-    """A line for the person who waits, on stderr."""
-    with unheard():
-        click.echo(_printable(text), err=True)
-
-
-def warn(text: str) -> None:
-    """A warning that must not be overlooked, on stderr."""
-    with unheard():
-        click.secho(f"WARNING: {_printable(text)}", err=True, fg="yellow", bold=True)
-
-
-def print_json(value: dict[str, Any]) -> None:
+def print_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
@@ -142,60 +129,12 @@ def names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
 
 
+some_tasks = click.option("--task", "tasks", default="", callback=names, help="Which tasks.  [default: all]")
+
+
 def use_threads(n: int | None) -> None:
     """Limits torch to `n` threads, if given."""
     if n:
         import torch
 
         torch.set_num_threads(n)
-
-
-@contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[float, float], None]]:
-    """A progress bar on a terminal, elsewhere a line each quarter; yields a function of what is done and the total.
-
-    The time left goes by what was done since the first call, so that call first with what is done already.
-
-    :param what: what is going on, such as "sweeping"; an error on the way is given a note of it.
-    """
-    try:
-        with _shown_progress(what) as show:
-            yield show
-    except Exception as error:
-        error.add_note(f"while {what}")
-        raise
-
-
-@contextlib.contextmanager
-def _shown_progress(what: str) -> Iterator[Callable[[float, float], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    start: list[float] = []
-
-    def time_left(done: float, total: float) -> str:
-        start.extend(() if start else (time.monotonic(), done))
-        if done <= start[1] or done >= total:
-            return ""
-        seconds = (time.monotonic() - start[0]) / (done - start[1]) * (total - done)
-        return (
-            f"about {seconds / 3600:.1f} h left"
-            if seconds > 5400
-            else (f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left")
-        )
-
-    if not sys.stderr.isatty():
-        said = [0]
-
-        def say_each_quarter(done: float, total: float) -> None:
-            left = time_left(done, total)
-            if (quarter := int(4 * done / total)) > said[0]:
-                said[0] = quarter
-                say(f"{what}: {min(1, done / total):.0%} done{', ' * bool(left)}{left}")
-
-        yield say_each_quarter
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}")
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, left="")
-        yield lambda done, total: bar.update(task, completed=done, total=total, left=time_left(done, total))

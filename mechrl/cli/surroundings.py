@@ -1,13 +1,11 @@
 """What a command finds around it, made fit to work in: streams, signals, the home, and what libraries say."""
 
-import contextlib
 import io
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 from mechrl.errors import UsageError
@@ -50,22 +48,3 @@ def _open_streams() -> None:
 
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def unheard() -> Iterator[None]:
-    """Lets writing to stderr fail: work goes on though nobody can read about it."""
-    try:
-        yield
-        sys.stderr.flush()
-    except OSError:
-        settle(sys.stderr)
-
-
-def settle(stream: Any) -> None:
-    """Writes what is still to be written, or else sends it nowhere: Python would fail on it once more when it ends."""
-    try:
-        stream.flush()
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -33,13 +33,13 @@ def find_folder(name: str, revision: str = "") -> Path:
     :raises MachineError: the hub cannot be reached.
     """
     if not name.isprintable():
-        raise UsageError(f"--model {name!r}: a model's name has no characters that cannot be printed")
+        raise UsageError(f"model {name!r}: a model's name has no characters that cannot be printed")
     if name != "mini" and not is_folder(name):
         folder = fetch(name, revision)
         check_files(folder, name)
         return folder
     if revision:
-        raise UsageError(f"--revision {revision} is for models on the hub, and {name} is none")
+        raise UsageError(f"revision {revision!r} is for models on the hub, and {name} is none")
     if name == "mini":
         return MINI
     folder = Path(name).expanduser()
@@ -55,9 +55,10 @@ def find_folder(name: str, revision: str = "") -> Path:
     return folder
 
 
-def cache_name(name: str, sha256: str, ablation: str = "zero") -> str:
+def cache_name(name: str, sha256: str, ablation: str = "zero", shard: tuple[int, int] = (1, 1)) -> str:
     """The default file name of a model's cache: the last part of its name, for a folder with its fingerprint."""
     stem = re.sub(r"[^a-z0-9.-]+", "-", name.rstrip("/").rpartition("/")[2].lower())
     if is_folder(name) and name != "mini":
         stem += f"-{sha256[:8]}"
-    return stem + ("" if ablation == "zero" else f".{ablation}") + ".h5"
+    part = "" if shard[1] == 1 else f".{shard[0]}of{shard[1]}"
+    return stem + ("" if ablation == "zero" else f".{ablation}") + part + ".h5"

@@ -50,8 +50,8 @@ def fetch(name: str, revision: str) -> Path:
     except Exception as error:  # what a failed connection raises depends on the hub library's version
         raise MachineError(
             f"model {name!r} is not on this machine and the hub cannot be reached ({type(error).__name__}). Offline: "
-            "--model FOLDER for a model saved with save_pretrained, with --control-text FILE; or --model mini, which "
-            "comes with mechrl"
+            "name the folder of a model saved with save_pretrained, and a text file as the control text; or take the "
+            "model mini, which comes with mechrl"
         ) from error
 
 

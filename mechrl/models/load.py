@@ -41,7 +41,7 @@ def pick_device(device: str) -> str:
     if kind not in available:
         raise unknown_name("device", device, ["auto", *available])
     if not available[kind]:
-        raise UsageError(f"torch {torch.__version__} finds no {kind} device on this machine; use --device cpu")
+        raise UsageError(f"torch {torch.__version__} finds no {kind} device on this machine; take the device cpu")
     return device
 
 
@@ -64,8 +64,8 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
             _check_bos(name, tokenizer, rows)
             tokens, logits = probe(name, hf)
             sha256 = _weights_sha256(hf)
-        of_lens = f"TransformerLens {version('transformer-lens')}"
-        with silent(), refused(f"{name!r} cannot be swept: {of_lens} cannot take apart models of type {kind}"):
+        library = f"TransformerLens {version('transformer-lens')}"
+        with silent(), refused(f"{name!r} cannot be swept: {library} cannot take apart models of type {kind}"):
             TransformerBridge = _bridge_class()
             bridge = TransformerBridge.boot_transformers(
                 str(folder),
@@ -126,7 +126,8 @@ def _bridge_class() -> Any:
     from transformer_lens.model_bridge import TransformerBridge
     from transformer_lens.model_bridge.sources.transformers import source
 
-    source.load_modality_processor = lambda *_, **__: None
+    module: Any = source
+    module.load_modality_processor = lambda *_, **__: None
     return TransformerBridge
 
 
@@ -181,7 +182,8 @@ def _check_amount(name: str, folder: Path, config: Any) -> None:
 
     what = f"{name!r}: transformers cannot make the model that its config.json describes"
     with refused(what), torch.device("meta"):
-        empty: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        make: Any = AutoModelForCausalLM.from_config
+        empty = make(config, trust_remote_code=False)
     wanted = sum(parameter.numel() for parameter in empty.parameters())
     files = weight_files(name, folder)
     there = sum(path.stat().st_size for path in files)
@@ -248,8 +250,9 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     level = logging.root.manager.disable
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    bars: Any = transformers_logging  # without annotations
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -257,5 +260,5 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        if shown:
+            bars.enable_progress_bar()

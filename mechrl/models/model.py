@@ -65,7 +65,7 @@ class Model:
             return "zero leaves a head what folding moved out of it, which depends on the text; zero_raw is not defined"
         return (
             "zero leaves a head its constant part (value and norm biases, folded away, as in TransformerLens); "
-            "--ablation zero_raw sets the whole slice to zero, as tools on plain modules do"
+            "the ablation zero_raw sets the whole slice to zero, as tools on plain modules do"
         )
 
     def some_tokens(self, n: int) -> torch.Tensor:
@@ -74,4 +74,4 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.bridge.parameters()).device
+        return torch.device(next(self.bridge.parameters()).device)

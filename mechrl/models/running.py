@@ -45,7 +45,8 @@ def unembed(bridge: Any, final: torch.Tensor, normed: torch.Tensor | None = None
         logits = bridge.run_with_hooks(
             final, start_at_layer=bridge.cfg.n_layers - 1, fwd_hooks=hooks, return_type="logits"
         )
-    return logits[:, 0].float()
+    last: torch.Tensor = logits[:, 0].float()
+    return last
 
 
 def resumed(
@@ -72,7 +73,7 @@ def skipped(blocks: Any) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def replaced(modules: Any, forward: Callable) -> Iterator[None]:
+def replaced(modules: Any, forward: Callable[..., Any]) -> Iterator[None]:
     """For the time of the call these modules do something else.
 
     The entry goes into the module's own `__dict__`: plain assignment would write through to the Hugging Face module.

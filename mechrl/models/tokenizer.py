@@ -45,11 +45,11 @@ def load_tokenizer(name: str, folder: Path) -> Any:
     expected = None
     if file.is_file():
         with silent(), refused(f"{name}: tokenizer.json is damaged, or not one that tokenizers reads"):
-            of_file = Tokenizer.from_file(str(file))
-            _check_ids(name, of_file.get_vocab())
-            of_file.no_truncation()
-            of_file.no_padding()
-            expected = _split(name, lambda text: of_file.encode_batch([text], add_special_tokens=False)[0].ids)
+            backend = Tokenizer.from_file(str(file))
+            _check_ids(name, backend.get_vocab())
+            backend.no_truncation()
+            backend.no_padding()
+            expected = _split(name, lambda text: backend.encode_batch([text], add_special_tokens=False)[0].ids)
     failed: UsageError | None = None
     for make in (partial(AutoTokenizer.from_pretrained, trust_remote_code=False), _plain):
         try:
@@ -124,7 +124,8 @@ def _plain(folder: Path) -> Any:
                 token = token.get("content") if isinstance(token, dict) else token
                 if isinstance(token, str) and token in known:
                     special[kind] = token
-    return PreTrainedTokenizerFast(tokenizer_file=file, **special)
+    make: Any = PreTrainedTokenizerFast  # without annotations
+    return make(tokenizer_file=file, **special)
 
 
 def _ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:
@@ -159,7 +160,7 @@ def _split(name: str, encode: Callable[[str], list[int]]) -> list[list[int] | No
         raise UsageError(f"{name}: its tokenizer can write none of ten short texts")
     if found[0] != found[1]:
         raise UsageError(f"{name}: its tokenizer splits the same text differently each time; has it a dropout?")
-    return found[0]
+    return list(found[0])
 
 
 def _tried(encode: Callable[[str], list[int]], text: str) -> list[int] | None:

@@ -76,7 +76,7 @@ class Task:
     family: str
     source: str
     pools: Mapping[str, Pool]
-    draw: Callable[[RandomState, Mapping[str, Sequence]], Example]
+    draw: Callable[[RandomState, Mapping[str, Sequence[Any]]], Example]
     version: int = 1
 
     @property
@@ -112,12 +112,12 @@ class Prompts:
         return Prompts(**columns)
 
 
-def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list], dict[str, int]]:
+def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list[Any]], dict[str, int]]:
     """The fillers that are one token in this tokenizer, and how many were dropped, by slot.
 
     :raises UsageError: a pool is left with fewer than its `least` fillers.
     """
-    usable: dict[str, list] = {}
+    usable: dict[str, list[Any]] = {}
     dropped = {}
     for slot, pool in task.pools.items():
         if pool.words is None:
@@ -128,12 +128,12 @@ def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list], d
         if len(usable[slot]) < pool.least:
             raise UsageError(
                 f"task {task.name!r}: only {len(usable[slot])} of its {slot} fillers are single tokens in this "
-                f"tokenizer, and it needs {pool.least}. Leave the task out with --tasks."
+                f"tokenizer, and it needs {pool.least}. Leave the task out."
             )
     return usable, dropped
 
 
-def split_pools(task: Task, pools: Mapping[str, list], split: int) -> dict[str, list]:
+def split_pools(task: Task, pools: Mapping[str, list[Any]], split: int) -> dict[str, list[Any]]:
     """The half of every pool that belongs to `split`; the same halves for every seed. Shared pools stay whole."""
     halves = {}
     for slot, fillers in pools.items():

@@ -1,6 +1,7 @@
 """Bracket closing: each bracket is closed by its own kind."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -10,7 +11,7 @@ from mechrl.tasks.docstring import PARAMETERS
 BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 
 
-def draw_bracket_closing(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_bracket_closing(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """The bracket that closes a list of three names in code; the wrong is one of another kind.
 
     In the twin the list was opened by that other kind. GPT-2 small does it.

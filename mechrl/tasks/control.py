@@ -31,9 +31,9 @@ def read_control(path: Path | None, generated: bool) -> tuple[str, str | None]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--control-text {path}: {error.strerror}") from error
+        raise UsageError(f"control text {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"--control-text {path}: not UTF-8 text ({error})") from error
+        raise UsageError(f"control text {path}: not UTF-8 text ({error})") from error
     return f"text:{hashlib.sha256(text.encode()).hexdigest()}", text
 
 
@@ -52,7 +52,7 @@ def _wikitext() -> str:
     except Exception as error:  # what a failed connection raises depends on the hub library's version
         raise MachineError(
             f"the control text WikiText-2 is not on this machine and the hub cannot be reached "
-            f"({type(error).__name__}). Offline: --control-text FILE, any ordinary text of some 300 kB"
+            f"({type(error).__name__}). Offline: name a file as the control text, any ordinary text of some 300 kB"
         ) from error
     from pyarrow import parquet
 
@@ -106,7 +106,7 @@ def text_spans(vocabulary: Vocabulary, text: str, n: int, split: int, seed: int 
         raise UsageError(
             f"the control text holds {places} spans of {span} tokens in the part for "
             f"{'training' if split == TRAIN else 'evaluation'}, and {n} are needed: give a longer text or fewer "
-            "--control-batches"
+            "control batches"
         )
     starts = span * np.sort(RandomState([seed, split]).permutation(places)[:n])
     return np.array([vocabulary.with_bos(part[start : start + span]) for start in starts], np.int32)

@@ -1,6 +1,7 @@
 """Copy suppression: what was named already is not named again."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -11,7 +12,7 @@ from mechrl.tasks.prose import ANIMALS
 NAMED = 5
 
 
-def draw_copy_suppression(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_copy_suppression(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """A list of five animals goes on: five that are not in it are right, and those in it are wrong.
 
     In the twin it is the other way round. Known of GPT-2 small, whose head 10.7 lowers the logits of what attention

@@ -1,6 +1,7 @@
 """Country–capital: a fact that the model must know."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -20,7 +21,7 @@ CAPITALS = (
 SAID = ("said", "knew", "wrote", "heard")
 
 
-def draw_country_capital(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_country_capital(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """The capital of a country; the wrong is that of another.
 
     In the twin the other country is named, so that the wrong is right. GPT-2 small knows most of them, though London

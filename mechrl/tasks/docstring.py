@@ -1,6 +1,7 @@
 """Docstring: the parameter whose turn it is, when a docstring goes through a signature in order."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -15,7 +16,7 @@ NOUNS = ("record", "result", "setting", "window", "buffer", "server", "matrix", 
 ADJECTIVES = ("given", "current", "default", "final", "first", "hidden", "main", "next", "old", "optional")
 
 
-def draw_docstring(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_docstring(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """The fifth parameter of a signature, when a docstring has gone through the first four.
 
     The wrong is one of those four. In the twin the signature has another fifth parameter. Known of a 4-layer

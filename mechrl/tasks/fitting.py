@@ -1,9 +1,10 @@
 """Whether a tokenizer takes a task file as it is meant: one token an answer, twins of one length, ids of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from mechrl.progress import say, warn
 from mechrl.tasks.base import Example
 from mechrl.tasks.seam import seam_problem
 from mechrl.tasks.task_file import TaskFile, without
@@ -39,6 +40,22 @@ def check_file(file: TaskFile, vocabulary: Vocabulary, n_ctx: int) -> TaskFile:
         if found:
             problems[place] = found
     return without(file, problems, len(problems))
+
+
+def fit_files(files: Iterable[TaskFile], vocabulary: Vocabulary, n_ctx: int) -> tuple[TaskFile, ...]:
+    """Files as a tokenizer takes them, see `check_file`; what their token ids mean, and how many lines go, is said."""
+    fit = []
+    for file in files:
+        if said := ids_say(file, vocabulary):
+            say(f"{file.path}: {said}")
+        fit.append(checked := check_file(file, vocabulary, n_ctx))
+        if checked.skipped:
+            of = f"{checked.skipped} of {checked.skipped + len(checked)} {file.unit}s"
+            warn(f"{file.path}: {of} do not fit and are left out")
+        if checked.dropped:
+            n = checked.dropped
+            say(f"{file.path}: {n} answers and wrongs, digits that this tokenizer joins, are left out")
+    return tuple(fit)
 
 
 def _n_words(example: Example) -> int:

@@ -1,6 +1,7 @@
 """Gendered pronoun: he or she, by the name."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -18,7 +19,7 @@ MEN = (
 NEUTRAL = tuple(word for word in COLLEAGUES if word not in ("king", "queen", "prince", "miller"))
 
 
-def draw_gendered_pronoun(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_gendered_pronoun(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """The pronoun of a tag question about somebody with a woman's or a man's name; the wrong is the other pronoun.
 
     In the twin the name is of the other gender. GPT-2 small does it.

@@ -1,6 +1,7 @@
 """Greater-than: what lasts ends after it began."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -22,7 +23,7 @@ def year_fits(vocabulary: Vocabulary, year: tuple[str, str]) -> bool:
     return len(whole) == len(vocabulary.encode("x")) + 2 and whole[:-1] == century
 
 
-def draw_greater_than(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_greater_than(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """The last two digits of a year that comes after another one; all that are not greater are wrong.
 
     In the twin the first year is the earliest of its century. GPT-2 small does it. Needs a tokenizer that takes a year

@@ -1,6 +1,7 @@
 """Induction: a pair of random tokens seen once, then its first token again."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -9,7 +10,7 @@ from mechrl.tasks.base import Example, Pool, Task
 FILLERS = 57
 
 
-def draw_induction(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_induction(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """A pair of random tokens, 57 others, its first token again; the wrong is a random token that is not there.
 
     In the twin the pair has another first token, so that nothing was seen to follow the last one. Every model with
@@ -19,7 +20,7 @@ def draw_induction(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
     return Example([a, b, *fillers, a], [b], [wrong], (a, b), [other, b, *fillers, a])
 
 
-def draw_induction_matched(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_induction_matched(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """A pair anywhere before the end, its first token again; the wrong is what follows another token of the prompt.
 
     The plain task can be solved by position (B is always the second token) and by copying anything at all (the wrong

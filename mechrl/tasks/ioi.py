@@ -1,6 +1,7 @@
 """Indirect object identification: who was given something, when one of two people gave it."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -26,7 +27,7 @@ TEMPLATES = (
 )
 
 
-def draw_ioi(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_ioi(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """Two people, one of whom gives something: to whom? The wrong is the giver.
 
     In the twin the other one gives, so that the wrong is right. GPT-2 small does it.

@@ -1,6 +1,7 @@
 """Subject–verb agreement: the verb goes with its subject, whatever noun stands between."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -18,7 +19,7 @@ BETWEEN = ("near", "behind", "beside", "with", "above", "under")
 SINGULAR, PLURAL = (" is", " was", " has"), (" are", " were", " have")
 
 
-def draw_subject_verb_agreement(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_subject_verb_agreement(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """The number of the verb, after a subject and another noun; wrong are the verbs of the other number.
 
     In the twin the subject has the other number. GPT-2 small does it.

@@ -1,6 +1,7 @@
 """Successor: the next day, month or number."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.random import RandomState
 
@@ -18,7 +19,7 @@ def runs(series: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(series[(i + k) % len(series)] for k in range(4)) for i in range(len(series)))
 
 
-def draw_successor(rng: RandomState, pools: Mapping[str, Sequence]) -> Example:
+def draw_successor(rng: RandomState, pools: Mapping[str, Sequence[Any]]) -> Example:
     """What comes after three days, months or numbers in a row; the wrong is what comes after three others.
 
     In the twin those others are listed, so that the wrong is right. Pythia and larger models do it; GPT-2 small

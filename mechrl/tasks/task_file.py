@@ -1,6 +1,7 @@
 """Tasks from a user's file: its prompts checked as a whole, line by line, before any model is run."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -10,17 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.random import RandomState
 
 from mechrl.errors import UsageError
-from mechrl.tasks.base import EVALUATION, TRAIN, Example, Prompts, tokenize
-from mechrl.tasks.forms import IDS, KNOWN, LOOKED_AT, Form, as_list, ignored, missing_field, recognise, short
+from mechrl.progress import say, warn
+from mechrl.tasks.base import EVALUATION, TRAIN, Example
+from mechrl.tasks.layout import IDS, KNOWN, LOOKED_AT, Layout, as_list, ignored, missing_field, recognise, short
 from mechrl.tasks.records import ENDINGS, Problem, Records, read_records
-from mechrl.vocabulary import Vocabulary
 
 SPLITS = {"train": TRAIN, "evaluation": EVALUATION}
 SHOWN = 20  # problems that a message lists
-LARGEST_BATCH = 32
 LARGEST = 256 * 2**20  # bytes of a file
 LONGEST = 1_000_000  # letters of a text
 
@@ -91,23 +90,42 @@ def read_task_file(
     file = TaskFile(path, name, hashlib.sha256(data).hexdigest(), (), (), np.array([]), records.unit)
     if records.fatal or not records.rows:
         _raise(file, records.fatal + records.faults)
-    form, of_header = recognise(records)
-    _raise(file, [(records.header, problem) for problem in of_header])
-    assert form is not None  # or the header would be at fault
-    rows, problems = _rows(records, form)
+    layout, header_problems = recognise(records)
+    _raise(file, [(records.header, problem) for problem in header_problems])
+    assert layout is not None  # or the header would be at fault
+    rows, problems = _rows(records, layout)
     separated = f"separated by {records.separated}" if records.separated not in ("", "commas") else ""
     file = replace(
         file,
         examples=[row.example for row in rows],
         lines=[row.place for row in rows],
         split=np.array([row.split for row in rows], np.int8),
-        read_as="; ".join(filter(None, (form.described(records.names), separated))),
-        ignored=tuple(ignored(records, form)),
-        ids=(form.answer, form.wrong) if form.kind == IDS else None,
-        labels=[row.labels for row in rows] if form.labels else None,
+        read_as="; ".join(filter(None, (layout.described(records.names), separated))),
+        ignored=tuple(ignored(records, layout)),
+        ids=(layout.answer, layout.wrong) if layout.kind == IDS else None,
+        labels=[row.labels for row in rows] if layout.labels else None,
         skip_bad_lines=skip_bad_lines,
     )
     return without(file, problems, len(problems))
+
+
+def read_task_files(
+    paths: Sequence[Path], taken: Collection[str] = (), *, names: Sequence[str] = (), skip_bad_lines: bool = False
+) -> tuple[TaskFile, ...]:
+    """Several task files; what was recognised in them, and what is ignored, is said.
+
+    :param names: what to call their tasks, one for each file, or nothing.
+    """
+    files = []
+    for path, name in itertools.zip_longest(paths, names):
+        files.append(file := read_task_file(path, taken, name=name, skip_bad_lines=skip_bad_lines))
+        if file.read_as:
+            say(f"{path}: {file.read_as}")
+        if file.ignored:
+            shown = ", ".join(column[:40] for column in file.ignored[:5])
+            more = f" and {len(file.ignored) - 5} more" if len(file.ignored) > 5 else ""
+            warn(f"{path}: columns that are not read: {shown}{more}")
+    return tuple(files)
 
 
 class _Row(NamedTuple):
@@ -119,7 +137,7 @@ class _Row(NamedTuple):
     labels: Sequence[str]
 
 
-def _rows(records: Records, form: Form) -> tuple[list[_Row], dict[int, list[str]]]:
+def _rows(records: Records, layout: Layout) -> tuple[list[_Row], dict[int, list[str]]]:
     """The records of the right form, and by place what is wrong: with others, or with these for lack of a field."""
     problems: dict[int, list[str]] = {}
     for place, problem in records.faults:
@@ -128,8 +146,8 @@ def _rows(records: Records, form: Form) -> tuple[list[_Row], dict[int, list[str]
     seen: dict[str, int] = {}
     for place, given in records.rows:
         try:
-            record = form.native(given)
-            found = _problems(record, form, given)
+            record = layout.native(given)
+            found = _problems(record, layout, given)
         except RecursionError:
             found = ["nested too deep"]
         except ValueError as error:
@@ -157,15 +175,15 @@ def _task_name(path: Path, name: str | None, taken: Collection[str]) -> str:
 
     :raises UsageError: it is no name, or not free.
     """
-    found = path.stem if name is None else name
-    remedy = "rename the file, or use --name" if name is None else "give another --name"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", found) or found == "control":
+    called = path.stem if name is None else name
+    remedy = "rename the file, or give its task another name" if name is None else "give another name"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", called) or called == "control":
         raise UsageError(
             f"{path}: a task is called what its file is, in letters, digits, _ and -, and not 'control'; {remedy}"
         )
-    if found in taken:
-        raise UsageError(f"{path}: there is a task {found!r} already; {remedy}")
-    return found
+    if called in taken:
+        raise UsageError(f"{path}: there is a task {called!r} already; {remedy}")
+    return called
 
 
 def without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile:
@@ -181,7 +199,7 @@ def without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile:
     skipped = file.skipped + n
     if not file.skip_bad_lines:
         few = len(kept) >= 3 * skipped
-        _raise(file, listed, hint="\n--skip-bad-lines leaves out what does not fit" if few else "")
+        _raise(file, listed, hint="\nSkipping bad lines would leave out what does not fit" if few else "")
     if len(kept) < 3 * skipped:
         _raise(file, listed, f"{skipped} of {skipped + len(kept)} {file.unit}s do not fit, and a quarter may;")
     return replace(
@@ -194,70 +212,18 @@ def without(file: TaskFile, problems: dict[int, list[str]], n: int) -> TaskFile:
     )
 
 
-def arrange(file: TaskFile, vocabulary: Vocabulary, batch_size: int) -> Prompts:
-    """A task file's prompts in whole batches, training ones first; what does not fill a batch is left out.
-
-    Without `split` in the file its groups are shuffled, and the last quarter of the batches, at least 2, is for
-    evaluation; a group is on one side only, unless the groups are too few and too large.
-
-    :raises UsageError: fewer than one training and two evaluation batches.
-    """
-    prompts = tokenize(file.name, file.examples, vocabulary, TRAIN)
-    train, evaluation = _divide(prompts.group, file.split, batch_size)
-    whole = [rows[: len(rows) // batch_size * batch_size] for rows in (train, evaluation)]
-    if len(whole[0]) < batch_size or len(whole[1]) < 2 * batch_size:
-        fitting = fitting_batch_size([file])
-        raise UsageError(
-            f"{file.path}: {len(train)} prompts for training and {len(evaluation)} for evaluation do not make one and "
-            f"two batches of {batch_size}: write more prompts"
-            + (f", or use --batch-size {fitting}" if fitting < batch_size else "")
-        )
-    rows = np.concatenate(whole)
-    split = np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [len(part) for part in whole])
-    return Prompts(**{**vars(prompts[rows]), "split": split})
-
-
-def fitting_batch_size(files: Sequence[TaskFile]) -> int:
-    """The largest batch size up to 32, a power of two, that leaves every file at least two batches of each split."""
-    size = LARGEST_BATCH
-    for file in files:
-        given = file.split >= 0
-        fewest = (
-            min((file.split == TRAIN).sum(), (file.split == EVALUATION).sum()) // 2 if given.all() else len(file) // 4
-        )
-        while size > max(1, fewest):
-            size //= 2
-    return size
-
-
-def _divide(group: np.ndarray, split: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for training and for evaluation."""
-    if (split >= 0).all():
-        return np.flatnonzero(split == TRAIN), np.flatnonzero(split == EVALUATION)
-    n = len(group)
-    wanted = max(2, n // batch_size // 4) * batch_size
-    order = RandomState(0).permutation(int(group.max()) + 1)
-    by_group = np.argsort(order[group], kind="stable")
-    first = n - wanted
-    while 0 < first < n and order[group[by_group[first]]] == order[group[by_group[first - 1]]]:
-        first -= 1  # to the beginning of a group
-    if first < batch_size:  # the groups are too large for that
-        first = max(0, n - wanted)
-    return np.sort(by_group[:first]), np.sort(by_group[first:])
-
-
-def _problems(record: dict[str, Any], form: Form, given: dict[str, Any]) -> list[str]:
+def _problems(record: dict[str, Any], layout: Layout, given: dict[str, Any]) -> list[str]:
     """What is wrong with a record in mechrl's own form.
 
     :param given: the same as the file has it.
     """
-    others = given.keys() - form.columns if len(given) <= LOOKED_AT else set()
+    others = given.keys() - layout.columns if len(given) <= LOOKED_AT else set()
     found = [
-        missing_field(column, others) if column else f"no {form.answer!r} in {form.twin!r}"
-        for name, column in (("prompt", form.prompt), ("answer", form.answer), ("wrong", form.wrong))
+        missing_field(column, others) if column else f"no {layout.answer!r} in {layout.twin!r}"
+        for name, column in (("prompt", layout.prompt), ("answer", layout.answer), ("wrong", layout.wrong))
         if name not in record and (name == "prompt" or (isinstance(record.get("prompt"), str) and record["prompt"]))
     ]
-    kind = int if form.kind == IDS else str
+    kind = int if layout.kind == IDS else str
     for name, value in record.items():
         if name in ("answer", "wrong"):
             words = as_list(value)

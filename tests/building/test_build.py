@@ -13,7 +13,8 @@ from scipy import stats
 from mechrl.ablation import reference
 from mechrl.ablation.attribution import STEPS
 from mechrl.building import build as build_module
-from mechrl.building.build import BuildSettings, build, merge_files, split_batches
+from mechrl.building.build import build, merge_files
+from mechrl.building.settings import BuildSettings, split_batches
 from mechrl.building.worker import Worker
 from mechrl.cache.format import Content, check_content
 from mechrl.cache.reader import Cache
@@ -82,7 +83,7 @@ def test_pairs_are_swept_as_one_hook_for_each_of_two_heads(tmp_path, call):
 def test_a_cache_without_pairs_says_how_to_get_them(small_cache, call):
     code, _, err = call(cache_command, "pairs", small_cache.path)
     assert code == 2
-    assert "--sets pairs makes a cache with them" in err
+    assert "build a cache with sets of pairs" in err
 
 
 def test_two_builds_are_the_same_cache(mini, small_cache, tmp_path):

@@ -12,9 +12,10 @@ import pytest
 
 from mechrl.ablation.replacement import NOTHING
 from mechrl.building import cluster
-from mechrl.building.build import BuildSettings, build
+from mechrl.building.build import build
 from mechrl.building.cluster import connect, sweep_shard
 from mechrl.building.merge import Piece
+from mechrl.building.settings import BuildSettings
 from mechrl.building.worker import Recipe, Shard
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as command
@@ -134,7 +135,7 @@ def test_a_scheduler_that_does_not_answer(monkeypatch):
         ("--workers 2 --scheduler tcp://127.0.0.1:1", 2, "give one of them"),
         ("--scheduler tcp://127.0.0.1:1", 1, "no Dask scheduler answers at tcp://127.0.0.1:1"),
         ("--tf32 --device cpu", 2, "--tf32 is for CUDA devices, and the model is on cpu"),
-        ("--tf32 --dtype float16", 2, "it does not go with --dtype float16"),
+        ("--tf32 --dtype float16", 2, "tf32 goes with float32"),
     ],
 )
 def test_wrong_flags(tmp_path, call, monkeypatch, arguments, code, message):

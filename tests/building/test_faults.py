@@ -13,7 +13,8 @@ import torch
 
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.sweep import sweep_task
-from mechrl.building.build import BuildSettings, build
+from mechrl.building.build import build
+from mechrl.building.settings import BuildSettings
 from mechrl.building.worker import Worker
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import manifest_path, read_content

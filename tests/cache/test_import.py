@@ -249,7 +249,7 @@ def test_what_is_no_text_is_refused(call, tmp_path, data):
     ("header", "arguments", "message"),
     [
         ("seed,0.0,0.1,1.0,1.1", ["--n-layers", 3],
-         "head 2.0 is missing, and 1 more. The table has 2 × 2 heads: did you mean --n-layers 2 --n-heads 2?"),
+         "head 2.0 is missing, and 1 more. The table has 2 × 2 heads: did you mean 2 layers of 2 heads?"),
         ("seed,0.0,0.1,1.0,1.1", ["--n-heads", 1],
          "the model has no head 0.1 (column 3). The table has 2 × 2 heads: did you"),
         ("seed,0.0,0.1,1.0,1.2", [],

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mechrl import progress as progress_module
 from mechrl.ablation import reference
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
@@ -52,6 +53,7 @@ def test_help_imports_only_click(command, tmp_path):
 def test_training_and_reading_a_cache_import_neither_transformer_lens_nor_transformers(small_cache, tmp_path):
     code = f"""
 import sys
+from mechrl import progress as progress_module
 from mechrl.cli import app
 from mechrl.cli.train import train
 from mechrl.cli.cache import cache
@@ -224,8 +226,13 @@ def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_p
         (cache_command, ["build", "--tasks", "docstrin"], 2, "Did you mean 'docstring'"),
         (cache_command, ["build", "--model", "./nope"], 2, "no such folder"),
         (cache_command, ["build", "--model", "empty"], 2, "no weights"),
-        (cache_command, ["build", "--model", "gpt2-nobody-has", "--control-text", "prose.txt"], 1, "--model mini"),
-        (cache_command, ["build", "--model", "MINI"], 1, "--control-text FILE"),
+        (
+            cache_command,
+            ["build", "--model", "gpt2-nobody-has", "--control-text", "prose.txt"],
+            1,
+            "the model mini",
+        ),
+        (cache_command, ["build", "--model", "MINI"], 1, "name a file as the control text"),
         (cache_command, ["build", "--out", "text.h5/x.h5"], 1, "cannot write"),
         (cache_command, ["build", "--batches", "2"], 2, "at least 3"),
         (cache_command, ["build", "--batches", "0"], 2, "at least 3"),
@@ -240,7 +247,7 @@ def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_p
         (cache_command, ["build", "--ablation", "zero,mean_task", "--json"], 2, "one ablation at a time"),
         (cache_command, ["build", "--task", "ioi.jsonl"], 2, "there is a task 'ioi' already; rename the file"),
         (cache_command, ["build", "--task", "broken.jsonl"], 2, "line 2: not JSON"),
-        (cache_command, ["build", "--task", "own.jsonl", "--batch-size", "32"], 2, "--batch-size 1"),
+        (cache_command, ["build", "--task", "own.jsonl", "--batch-size", "32"], 2, "make batches of 1"),
         (cache_command, ["build", "--task", "own.jsonl", "--ablation", "counterfactual"], 2, "no counterfactual twins"),
         (cache_command, ["check", "nowhere.jsonl"], 2, "No such file"),
         (cache_command, ["check", "broken.jsonl"], 2, "line 2: not JSON"),
@@ -286,7 +293,7 @@ def test_wrong_input_gets_one_message_and_its_exit_code(
 def test_the_time_left_goes_by_what_this_run_has_done(capsys, monkeypatch):
     """Half was done before; then a tenth a minute."""
     now = iter([0.0, 60.0, 120.0, 180.0, 300.0])
-    monkeypatch.setattr(app, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
     with app.progress("sweeping") as progress:
         for done in (50, 60, 70, 80, 100):
             progress(done, 100)

@@ -18,7 +18,8 @@ import pytest
 from helpers import table_cache, with_attribution
 from rich.cells import cell_len
 
-from mechrl.building.build import BuildSettings, build
+from mechrl.building.build import build
+from mechrl.building.settings import BuildSettings
 from mechrl.cache.imported import import_table
 from mechrl.cache.top import top_heads
 from mechrl.cli.verify import _print as print_verification
@@ -124,7 +125,7 @@ def test_secondary_columns_leave_as_a_whole_in_their_order_and_a_line_names_them
     check(out, width, ["title", *numbers, "caption"])
     words = " ".join(out.split())
     if left_out:
-        assert f"caption left out at this width: {left_out}; a wider terminal or --json shows them" in words
+        assert f"caption left out at this width: {left_out}; a wider terminal or JSON shows them" in words
     else:
         assert "left out" not in words
     for name, values in (("direct effect", ("-0.05 (-0.06 to -0.04)", "–")), ("n", ("12345", "7"))):
@@ -301,7 +302,7 @@ def test_top_and_info_on_a_real_terminal(width, small_cache):
     words = " ".join(STYLE.sub("", out).split())
     gone = {40: "damage, direct, damage - direct, specificity, ranks, roles, marks", 80: "ranks, roles, marks"}[width]
     assert words.count("left out at this width: ") == 3
-    assert f"{gone}; a wider terminal or --json shows them" in words
+    assert f"{gone}; a wider terminal or JSON shows them" in words
     out = run(width, "cache", "info", small_cache.path)
     check(out, width, [text for task in small_cache.tasks for text in (task, f"{small_cache.clean(task).mean():.3f}")])
 

@@ -7,6 +7,7 @@ import documents
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from helpers import table_cache
 
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
@@ -15,7 +16,6 @@ from mechrl.cache.top import top_heads
 from mechrl.reporting.figures import as_json
 from mechrl.reporting.page import write_page
 from mechrl.reporting.run import collect
-from tests.helpers import table_cache
 
 HOSTILE = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>&lt;b&gt;<b>%{x}</b>"
 

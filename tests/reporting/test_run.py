@@ -11,6 +11,7 @@ import sys
 import documents
 import numpy as np
 import pytest
+from helpers import table_cache
 
 from mechrl.cache.format import Content
 from mechrl.cache.imported import import_table
@@ -24,7 +25,6 @@ from mechrl.reporting.documents import Joint, read_document
 from mechrl.reporting.findings import bench_on_caches
 from mechrl.reporting.page import render
 from mechrl.reporting.run import collect
-from tests.helpers import table_cache
 
 
 def text_of(run) -> str:

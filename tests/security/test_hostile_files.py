@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from hostile import CACHES, IGNORED, MEMORY, ZIPS, changed, rezipped, saved, state_dict
+from mechrl.cache.header import check_texts
 
 import mechrl.cli.cache
 from mechrl.building.build import merge_files
 from mechrl.cache.export import export
 from mechrl.cache.format import Content
-from mechrl.cache.header import check_texts
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
 from mechrl.errors import FileError, UsageError

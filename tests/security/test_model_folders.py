@@ -58,7 +58,7 @@ NOT_OURS = re.compile(
     r"|codec can't|No module named|instance of|: '\w+'$"
 )
 LISTING = re.compile(
-    r"error: [^\n]*\n(  [^\n]*\n)+(--skip-bad-lines [^\n]*\n)?"
+    r"error: [^\n]*\n(  [^\n]*\n)+(Skipping bad lines [^\n]*\n)?"
 )  # what is wrong with a task file, line by line
 
 

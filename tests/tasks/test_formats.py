@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import mechrl.tasks.task_file
-from mechrl.building.build import BuildSettings, prepare
+from mechrl.building.material import prepare
+from mechrl.building.settings import BuildSettings
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as cache_command
 from mechrl.cli.train import train as train_command
@@ -19,7 +20,7 @@ from mechrl.models import MINI
 from mechrl.tasks import EVALUATION, TRAIN, Vocabulary, read_task_file
 from mechrl.tasks.base import tokenize
 from mechrl.tasks.fitting import check_file, ids_say
-from mechrl.tasks.forms import read_cell
+from mechrl.tasks.layout import read_cell
 
 NAMES = ("Mary", "John", "Tom", "Kate", "Anna", "Paul", "Laura", "David")
 PLACES = ("hill", "river", "barn", "camp")
@@ -424,7 +425,7 @@ def test_bad_lines_are_left_out_counted_and_recorded(call, tmp_path, monkeypatch
     code, _, err = call(cache_command, "check", "own.jsonl")
     assert code == 2
     assert "5 problems" in err  # of form; the tokens are looked at when these are mended
-    assert "--skip-bad-lines leaves out what does not fit" in err
+    assert "Skipping bad lines would leave out what does not fit" in err
     code, out, err = call(cache_command, "check", "own.jsonl", "--skip-bad-lines")
     assert code == 0, err
     assert "7 of 32 lines do not fit and are left out" in err
@@ -456,10 +457,10 @@ def test_names_are_given_for_all_files_or_none(call, tmp_path, monkeypatch):
     flags = ("--task", "ioi.jsonl", "--task", "two words.jsonl")
     for names, message in (
         (["a"], "1 × --name and 2 × --task: name each file, in their order"),
-        (["a", "ioi"], "there is a task 'ioi' already; give another --name"),
-        (["a", "b c"], "give another --name"),
+        (["a", "ioi"], "there is a task 'ioi' already; give another name"),
+        (["a", "b c"], "give another name"),
         (["a", "a"], "each once"),
-        ([], "there is a task 'ioi' already; rename the file, or use --name"),
+        ([], "there is a task 'ioi' already; rename the file, or give its task another name"),
     ):
         code, _, err = call(cache_command, "build", *flags, *(f for name in names for f in ("--name", name)))
         assert code == 2

@@ -11,8 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from mechrl.errors import UsageError
 from mechrl.models import MINI
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Vocabulary, generate, read_task_file
+from mechrl.tasks.batches import arrange, fitting_batch_size
 from mechrl.tasks.fitting import check_file
-from mechrl.tasks.task_file import SHOWN, arrange, fitting_batch_size
+from mechrl.tasks.task_file import SHOWN
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +182,8 @@ def test_a_csv_row_of_another_width_is_named(tmp_path):
     ("name", "message"),
     [
         ("ioi.jsonl", "there is a task 'ioi' already; rename the file"),
-        ("control.jsonl", "rename the file, or use --name"),
-        ("my task.jsonl", "rename the file, or use --name"),
+        ("control.jsonl", "rename the file, or give its task another name"),
+        ("my task.jsonl", "rename the file, or give its task another name"),
         ("task.xlsx", "ends in .jsonl, .json, .csv, .tsv or .txt"),
         ("missing.jsonl", "No such file"),
         ("empty.jsonl", "the file is empty"),
@@ -224,7 +225,7 @@ def test_the_files_own_split_is_kept(tmp_path, vocabulary):
 
 def test_too_few_prompts_name_a_batch_size_that_fits(tmp_path, vocabulary):
     file = read_task_file(write(tmp_path / "t.jsonl", [record(i) for i in range(20)]))
-    with pytest.raises(UsageError, match="use --batch-size 4"):
+    with pytest.raises(UsageError, match="make batches of 4"):
         arrange(file, vocabulary, 32)
     assert len(arrange(file, vocabulary, 4)) == 20
 

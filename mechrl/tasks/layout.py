@@ -44,14 +44,14 @@ LOOKED_AT = 100  # unknown columns, for what was meant by them
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """Which columns hold what.
 
     :param kind: what `answer` and `wrong` hold; of years and of twins' answers there is no column `wrong`.
     :param origin: the tool whose files look like this.
     :param twin: the column of counterfactual twins, which may hold whole records.
     :param labels: columns of words which the token ids must be.
-    :param of_table: whether a list of texts is written into a cell.
+    :param in_cells: whether a list of texts is written into a cell.
     """
 
     prompt: str
@@ -61,7 +61,7 @@ class Form:
     origin: str
     twin: str = ""
     labels: tuple[str, str] | None = None
-    of_table: bool = False
+    in_cells: bool = False
 
     @property
     def columns(self) -> set[str]:
@@ -133,7 +133,7 @@ class Form:
         for name, column in (("answer", self.answer), ("wrong", self.wrong)):
             if column in record:
                 found[name] = record[column]
-                if self.of_table or self.kind == IDS:
+                if self.in_cells or self.kind == IDS:
                     found[name] = read_cell(record[column], list, str if self.kind == TEXTS else (str, int))
                 if self.kind == IDS:
                     found[name] = [_id(value, column) for value in as_list(found[name])]
@@ -144,41 +144,43 @@ class Form:
             for column, labels, ids in zip(self.labels, words, (found.get("answer"), found.get("wrong")), strict=True):
                 if len(labels) != len(ids or []):
                     raise ValueError(f"{len(ids or [])} token ids and {len(labels)} words in {column!r}")
-            found["labels"] = [str(word) for of_column in words for word in of_column]
+            found["labels"] = [str(word) for column_words in words for word in column_words]
         return found
 
 
-def recognise(records: Records) -> tuple[Form | None, list[str]]:
+def recognise(records: Records) -> tuple[Layout | None, list[str]]:
     """The form of a file's columns, or None, and what is wrong with them, once for the whole file."""
     names = records.names
     prompt = next((name for name in PROMPTS if name in names), "")
     pair = next((pair for pair in PAIRS if {*pair[:2]} <= names.keys()), None)
     twin = next((name for name in (*TWINS, *COUNTERFACTUALS) if name in names), "")
     twin = twin or next((name for name in names if name.endswith("counterfactual")), "")
-    form, of_table = None, bool(records.separated)
+    layout, in_cells = None, bool(records.separated)
     if prompt and pair:
         labels = LABELS.get(pair[0])
         has_labels = pair[2] == IDS and labels is not None and set(labels) <= names.keys()
-        form = Form(prompt, *pair, twin, labels if has_labels else None, of_table)
+        layout = Layout(prompt, *pair, twin, labels if has_labels else None, in_cells)
     elif prompt and "label" in names and twin and twin not in TWINS:
-        form = Form(prompt, "label", "", OF_TWIN, "MIB", twin)
+        layout = Layout(prompt, "label", "", OF_TWIN, "MIB", twin)
     elif prompt and (year := next((name for name in YEAR_COLUMNS if name in names), "")):
         first = next((record[year] for _, record in records.rows if year in record), "")
         if re.fullmatch(r"\d\d?", str(first)):
-            form = Form(prompt, year, "", YEARS, "EAP-IG", twin)
-    read = form.columns if form else KNOWN
+            layout = Layout(prompt, year, "", YEARS, "EAP-IG", twin)
+    read = layout.columns if layout else KNOWN
     unread = [name for name in names if name not in read and not INDEX.fullmatch(name)]
-    if form is None:
+    if layout is None:
         return None, _missing(names, prompt, unread)
-    absent = [name for name in ("corrupted", *OPTIONAL) if name not in names and (name != "corrupted" or not form.twin)]
+    absent = [
+        name for name in ("corrupted", *OPTIONAL) if name not in names and (name != "corrupted" or not layout.twin)
+    ]
     misspelt = [(name, near[0]) for name in unread[:LOOKED_AT] if (near := get_close_matches(name, absent, 1, 0.8))]
-    return form, [f"unknown field {names[name]!r}; did you mean {near!r}?" for name, near in misspelt]
+    return layout, [f"unknown field {names[name]!r}; did you mean {near!r}?" for name, near in misspelt]
 
 
-def ignored(records: Records, form: Form) -> list[str]:
+def ignored(records: Records, layout: Layout) -> list[str]:
     """The columns of a file that are ignored, as it writes them; pandas' index is none."""
     return [
-        written for name, written in records.names.items() if name not in form.columns and not INDEX.fullmatch(name)
+        written for name, written in records.names.items() if name not in layout.columns and not INDEX.fullmatch(name)
     ]
 
 

@@ -1,0 +1,72 @@
+"""`mechrl-cache check`: a task file, line by line."""
+
+from pathlib import Path
+
+import click
+
+from mechrl.cli import app, task_files
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@task_files.names
+@task_files.skip
+@app.model
+@app.revision
+@app.device
+@app.threads(None)
+@app.as_json
+def check(
+    path: Path, task_names: tuple[str, ...], skip_bad_lines: bool, model: str, revision: str, device: str,
+    threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Check a task file line by line, and see what the model does on it."""
+    app.use_threads(threads)
+    from mechrl.tasks import TASKS
+
+    file = task_files.read("PATH", [path], task_names, skip_bad_lines, TASKS)[0]
+    from mechrl.building.check import check_task
+    from mechrl.intervals import LEAST_GROUPS
+    from mechrl.models import load_model
+    from mechrl.tasks.batches import fitting_batch_size
+
+    loaded = load_model(model, device=device, revision=revision)
+    file = task_files.fitting([file], loaded)[0]
+    found = check_task(loaded, file)
+    if as_json:
+        return app.print_json({**vars(found), "worst": [vars(prompt) for prompt in found.worst]})
+    from mechrl.tables import print_table
+
+    skipped = f" without the {found.skipped} {file.unit}s that do not fit" if found.skipped else ""
+    click.echo(
+        f"{path}: sound{skipped}; {found.prompts} prompts of {found.shortest} to {found.longest} tokens in "
+        f"{found.groups} groups, {'with' if found.twins else 'without'} counterfactual twins; batches of "
+        f"{fitting_batch_size([file])}"
+    )
+    click.echo(found.bos)
+    columns = ["model", "logit diff (nats)", "accuracy", "top-1", "log prob. of the answer", "prob. difference"]
+    print_table(
+        "",
+        columns,
+        [[model, found.logit_diff, found.accuracy, found.top1, found.logprob, found.prob_diff]],
+        "means; accuracy: answers before wrongs; top-1: an answer before every other token",
+        secondary=["prob. difference", "log prob. of the answer", "top-1"],
+    )
+    print_table(
+        "the prompts it does worst on",
+        [file.unit, "logit diff", "says", "prompt"],
+        [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in found.worst],
+        text="prompt",
+    )
+    for note in found.notes:
+        app.warn(note)
+    if found.groups < LEAST_GROUPS:
+        app.warn(f"{found.groups} groups are too few for error bars: verify confirms nothing below {LEAST_GROUPS}")
+    if found.logit_diff <= 0:
+        app.warn(f"{model} does not do {found.task}: damage on this task would mean little")
+
+
+def _shortened(text: str, most: int = 90) -> str:
+    """A prompt on one line, its beginning left out if it is long."""
+    line = repr(text)[1:-1]
+    return line if len(line) <= most else "…" + line[1 - most :]
