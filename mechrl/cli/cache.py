@@ -182,7 +182,7 @@ def check(path, task_names, skip_bad_lines, model, revision, device, threads, as
     file = task_files.fitting([file], loaded)[0]
     found = check_task(loaded, file)
     if as_json:
-        return app.print_json({**vars(found), "worst": [vars(prompt) for prompt in found.worst]})
+        return app.print_json(found.model_dump(mode="json"))
     from mechrl.tables import print_table
 
     skipped = f" without the {found.skipped} {file.unit}s that do not fit" if found.skipped else ""
@@ -559,31 +559,21 @@ def _finish(path: Path, as_json: bool) -> None:
 
 
 def _print_info(opened, as_json: bool) -> None:
-    if opened.imported:
-        return _print_imported(opened, as_json)
-    tasks = {
-        task: {
-            "prompts": len(opened.clean(task)),
-            "clean_logit_diff": float(opened.clean(task).mean()),
-            "accuracy": opened.accuracy(task),
-            "top1_accuracy": float(opened.clean(task, "top1").mean()),
-            "does_task": opened.task_attributes(task)["does_task"],
-            "answers_in_both_splits": " of ".join(map(str, opened.answer_overlap(task))),
-        }
-        for task in opened.tasks
-    }
-    from mechrl.vocabulary import said_of_bos
+    from mechrl.cache.information import ImportedInformation, cache_information
 
-    control = float(opened.content.arrays["/control/clean"].mean())
+    found = cache_information(opened)
     if as_json:
-        return app.print_json({"path": str(opened.path), **opened.attributes, "tasks": tasks, "control_loss": control})
+        return app.print_json(found.model_dump(mode="json"))
+    if isinstance(found, ImportedInformation):
+        return _print_imported(opened, found)
     from mechrl.tables import print_table
+    from mechrl.vocabulary import said_of_bos
 
     a = opened.attributes
     click.echo(f"{opened.path}: {a['ablation']} ablation of {opened.n_layers} × {opened.n_heads} heads of {a['model']}")
     click.echo(
         f"control: {a['control_source'][:17]}, {len(opened.control_damage)} spans of "
-        f"{opened.content.arrays['/control/tokens'].shape[1]} tokens, clean loss {control:.3f} nats; "
+        f"{opened.content.arrays['/control/tokens'].shape[1]} tokens, clean loss {found.control_loss:.3f} nats; "
         f"{said_of_bos(a['prepend_bos'], a.get('bos_token', ''))}"
     )
     click.echo(f"fingerprint of the model {a['model_sha256'][:12]}, of the content {opened.sha256[:12]}")
@@ -592,32 +582,22 @@ def _print_info(opened, as_json: bool) -> None:
         "",
         columns,
         [
-            [task, *(v if not isinstance(v, bool) else ("yes" if v else "NO") for v in values.values())]
-            for task, values in tasks.items()
+            [task, *(v if not isinstance(v, bool) else ("yes" if v else "NO") for _, v in values)]
+            for task, values in found.tasks.items()
         ],
         secondary=["eval. answers also in training", "top-1", "prompts", "does it", "accuracy"],
     )
 
 
-def _print_imported(opened, as_json: bool) -> None:
-    tasks = {
-        task: {
-            "episodes": len(scores),
-            "evaluation_episodes": len(opened.batch_damage(task)),
-            "mean_best_score": float(scores.max(1).mean()),
-        }
-        for task, scores in ((task, opened.episode_scores(task)) for task in opened.tasks)
-    }
-    a = opened.attributes
-    if as_json:
-        return app.print_json({"path": str(opened.path), **a, "tasks": tasks})
+def _print_imported(opened, found) -> None:
     from mechrl.tables import print_table
 
+    a = opened.attributes
     click.echo(f"{opened.path}: scores of {opened.n_layers} × {opened.n_heads} heads, measured elsewhere")
     click.echo(f"imported from {a['imported']} (sha256 {a['imported_sha256'][:12]}); no prompts, it cannot be replayed")
     click.echo(f"model {a['model']}; fingerprint of the content {opened.sha256[:12]}")
     columns = ["task", "episodes", "for evaluation", "mean best score"]
-    rows = [[task, *values.values()] for task, values in tasks.items()]
+    rows = [[task, *(v for _, v in values)] for task, values in found.tasks.items()]
     print_table("", columns, rows, secondary=["for evaluation", "episodes"])
 
 

@@ -145,7 +145,7 @@ def _print_results(cache, policy, note, as_json: bool) -> None:
         return app.print_json(
             {task: {name: evaluation.summary() for name, evaluation in rows} for task, rows in results.items()}
         )
-    from mechrl.reporting.rows import search_rows
+    from mechrl.reporting.terminal import search_rows
     from mechrl.tables import print_table
 
     for task, rows in results.items():
