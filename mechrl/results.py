@@ -29,7 +29,7 @@ def _ordered(estimate: intervals.Estimate) -> intervals.Estimate:
     if not all(map(math.isfinite, estimate)):
         raise ValueError("Input should be a finite number")
     if max(map(abs, estimate)) > LARGEST:
-        raise ValueError(f"Input should be less than or equal to {LARGEST:g}")
+        raise ValueError(f"Input should be less than or equal to {LARGEST:.0f}")
     if estimate.low > estimate.high:
         raise ValueError("the interval ends before it begins")
     return estimate
