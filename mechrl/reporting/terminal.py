@@ -20,6 +20,9 @@ from mechrl.verification.result import (
 if TYPE_CHECKING:
     from mechrl.search.protocol import Evaluation
 
+NOT = {
+    "faithful": "not faithful", "replicates": "not replicated", "specific": "not specific", "complete": "not complete"
+}  # fmt: skip
 SHOWN_PICKS = (1, 3, 5, 10, 25)
 
 
@@ -61,7 +64,7 @@ def print_verification(result: Verification) -> None:
         print("CONFIRMED: every head tested on a trained task passed on the live model")
     else:
         failed = [
-            f"{name}: {', '.join(f'not {question}' for question, answer in task.answers.items() if answer is False)}"
+            f"{name}: {', '.join(NOT[question] for question, answer in task.answers.items() if answer is False)}"
             for name, task in result.tasks.items()
             if task.trained and not task.confirmed
         ]
