@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from hostile import CACHES, IGNORED, MEMORY, ZIPS, changed, rezipped, saved, state_dict
-from mechrl.reporting.heatmap import draw_heatmaps
+from mechrl.reporting.files import draw_heatmaps
 
 import mechrl.cli.cache
 from mechrl.building.build import merge_files
