@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from hostile import CACHES, IGNORED, MEMORY, ZIPS, changed, rezipped, saved, state_dict
-from mechrl.reporting.files import draw_heatmaps
 
 import mechrl.cli.cache
 from mechrl.building.build import merge_files
@@ -27,6 +26,7 @@ from mechrl.cache.header import check_texts
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
 from mechrl.errors import FileError, UsageError
+from mechrl.reporting.files import draw_heatmaps
 from mechrl.search.ppo.checkpoint import load_checkpoint, move
 from mechrl.tables import print_table
 from mechrl.tasks import read_task_file
