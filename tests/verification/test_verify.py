@@ -157,6 +157,12 @@ def test_a_placebo_on_which_the_model_still_does_the_task_is_not_asked(mini, sma
         assert task.specific.clean == task.replicates.clean > 0
         assert (task.specific.answer, task.specific.passed) == (None, [])
         assert task.heads[0].placebo is None
+    monkeypatch.setattr(task_answers, "PLACEBO_CLEAN", 2.0)
+    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=1, sweep_all=False)
+    for task in found.tasks.values():
+        assert task.replicates.answer, "and so it does with the same answers again, which is no good sign"
+        assert (task.specific.answer, task.specific.passed) == (False, [task.heads[0].head])
+        assert not task.confirmed
 
 
 def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache):
