@@ -46,20 +46,20 @@ class PickedHeads:
     seed: int
 
     @property
-    def heads(self) -> list[str]:
+    def names(self) -> list[str]:
         """The names of all sites."""
         return [self.cache.head(site) for site in range(self.cache.n_sites)]
 
 
 def verify_task(
-    of: PickedHeads, fresh_from: str, control: Replay, replay: Replay, tolerance: float, joint: bool, curves: bool
+    heads: PickedHeads, fresh_from: str, control: Replay, replay: Replay, tolerance: float, joint: bool, curves: bool
 ) -> VerifiedTask:
     """The four answers for a task, and what its heads do together."""
-    cache, picks, fresh = of.cache, of.picks, of.live.prompts
-    measured, permuted, permuted_clean = _measure(of)
-    tests, placebos = head_tests(measured, picks, of.swept), None
+    cache, picks, fresh = heads.cache, heads.picks, heads.live.prompts
+    measured, permuted, permuted_clean = _measure(heads)
+    tests, placebos = head_tests(measured, picks, heads.swept), None
     if permuted is not None and permuted_clean is not None and permuted_clean < PLACEBO_CLEAN * measured.clean:
-        placebos = head_tests(permuted, picks, of.swept)
+        placebos = head_tests(permuted, picks, heads.swept)
     passed = [cache.head(site) for site, test in zip(picks, placebos or [], strict=False) if not test.why]
     faithful = FaithfulTask(answer=replay.difference <= tolerance, difference=replay.difference)
     replicates = Replicates(
@@ -67,41 +67,41 @@ def verify_task(
         fresh_from=safe_text(fresh_from),
         prompts=len(fresh),
         groups=len(np.unique(fresh.group)),
-        known_answers=known_answers(cache, of.task, fresh),
+        known_answers=known_answers(cache, heads.task, fresh),
         clean=measured.clean,
-        swept=of.swept,
-        searched_answers=known_answers(cache, of.task, fresh, EVALUATION)[0],
+        swept=heads.swept,
+        searched_answers=known_answers(cache, heads.task, fresh, EVALUATION)[0],
         rank_limit=rank_limit(cache.n_sites, len(picks)),
     )
     specific = Specific(answer=None if placebos is None else not passed, passed=passed, clean=permuted_clean)
-    complete = completeness(measured, picks, of.heads) if of.swept else None
+    complete = completeness(measured, picks, heads.names) if heads.swept else None
     answers = (faithful.answer, replicates.answer, specific.answer, complete and complete.answer)
-    ablate = of.live.ablate_sets
+    ablate = heads.live.ablate_sets
     return VerifiedTask(
-        trained=of.task in of.note.tasks,
+        trained=heads.task in heads.note.tasks,
         confirmed=all(answer is not False for answer in answers),
-        runs=float(of.evaluation.runs[:, -1].mean()),
-        search=of.evaluation.summary(),
+        runs=float(heads.evaluation.runs[:, -1].mean()),
+        search=heads.evaluation.summary(),
         faithful=faithful,
         replicates=replicates,
         specific=specific,
         complete=complete,
-        heads=_verified_heads(of, control, replay, tests, placebos),
-        joint=joint_damage(ablate, of.heads, picks, fresh.group) if joint else None,
-        curves=measure_curves(ablate, of.heads, _rankings(of)) if curves else None,
+        heads=_verified_heads(heads, control, replay, tests, placebos),
+        joint=joint_damage(ablate, heads.names, picks, fresh.group) if joint else None,
+        curves=measure_curves(ablate, heads.names, _rankings(heads)) if curves else None,
     )
 
 
-def _measure(of: PickedHeads) -> tuple[Measured, Measured | None, float | None]:
+def _measure(heads: PickedHeads) -> tuple[Measured, Measured | None, float | None]:
     """Damages on the fresh prompts; the same with the answers permuted, and the clean logit difference there."""
-    cache, fresh = of.cache, of.live.prompts
-    sites = np.arange(cache.n_sites) if of.swept else _with_random_heads(cache, of.picks, of.seed)
+    cache, fresh = heads.cache, heads.live.prompts
+    sites = np.arange(cache.n_sites) if heads.swept else _with_random_heads(cache, heads.picks, heads.seed)
     control = cache.control_damage[cache.in_split(None, EVALUATION)][:, sites]
-    permuted = placebo(fresh, of.seed)
-    measures = of.live.ablate_each([fresh] if permuted is None else [fresh, permuted], sites)
+    permuted = placebo(fresh, heads.seed)
+    measures = heads.live.ablate_each([fresh] if permuted is None else [fresh, permuted], sites)
     clean = float(measures[0][0].mean())
     measured = [
-        Measured(sites, intact[:, None] - ablated, fresh.group, control, clean, of.note.control_weight)
+        Measured(sites, intact[:, None] - ablated, fresh.group, control, clean, heads.note.control_weight)
         for intact, ablated in measures
     ]
     if permuted is None:
@@ -110,15 +110,15 @@ def _measure(of: PickedHeads) -> tuple[Measured, Measured | None, float | None]:
 
 
 def _verified_heads(
-    of: PickedHeads, control: Replay, replay: Replay, tests: Sequence[HeadTest], placebos: Sequence[HeadTest] | None
+    heads: PickedHeads, control: Replay, replay: Replay, tests: Sequence[HeadTest], placebos: Sequence[HeadTest] | None
 ) -> list[VerifiedHead]:
-    weight = of.note.control_weight
-    scores = of.cache.scores(of.task, EVALUATION, weight)
-    direct, elsewhere = of.live.direct_effects(of.picks), _elsewhere(of.cache, of.task, of.picks)
+    weight = heads.note.control_weight
+    scores = heads.cache.scores(heads.task, EVALUATION, weight)
+    direct, elsewhere = heads.live.direct_effects(heads.picks), _elsewhere(heads.cache, heads.task, heads.picks)
     return [
         VerifiedHead(
             **dict(test),
-            head=of.cache.head(site),
+            head=heads.cache.head(site),
             cached=float(scores[site]),
             live=score(replay.effect[site], control.effect[site], weight),
             difference=max(replay.of_head[site], control.of_head[site]),
@@ -127,7 +127,7 @@ def _verified_heads(
             answer=not test.why,
             placebo=placebos[i] if placebos else None,
         )
-        for i, (site, test) in enumerate(zip(of.picks, tests, strict=True))
+        for i, (site, test) in enumerate(zip(heads.picks, tests, strict=True))
     ]
 
 
@@ -169,16 +169,16 @@ def _elsewhere(cache: Cache, task: str, sites: Sequence[int]) -> list[Estimate] 
     return [Estimate(float(m), float(a), float(b)) for m, a, b in zip(means, low, high, strict=True)]
 
 
-def _rankings(of: PickedHeads) -> dict[str, list[int]]:
+def _rankings(heads: PickedHeads) -> dict[str, list[int]]:
     """Heads by importance, all of them: as the agent saw them, and as what it competes with does.
 
     Heads that the agent never looked at follow in the model's order. It searched this task's evaluation episodes,
     attribution and the task's own order are of its training prompts, the static order is of the other tasks'.
     """
-    cache, task, weight = of.cache, of.task, of.note.control_weight
-    others = tuple(other for other in of.note.tasks if other != task)
+    cache, task, weight = heads.cache, heads.task, heads.note.control_weight
+    others = tuple(other for other in heads.note.tasks if other != task)
     problem = Problem(cache, task, others, control_weight=weight)
-    picked = most_picked(of.evaluation, cache.n_sites).tolist()
+    picked = most_picked(heads.evaluation, cache.n_sites).tolist()
     rankings = {"agent": picked + [site for site in range(cache.n_sites) if site not in picked]}
     if problem.train:
         rankings["static order"] = best_first(problem.static_mean).tolist()
