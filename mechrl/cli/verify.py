@@ -65,8 +65,6 @@ def verify(
     from mechrl.results import safe_text
     from mechrl.verification.verify import verify_checkpoint
 
-    if checkpoint.is_file() and not path.is_file() and not app.unfinished(path):
-        raise click.UsageError(f"there is no cache at {path}; mechrl-cache build makes one, --cache names another")
     if out is not None:
         check_writable(out)
         if out.resolve() in (checkpoint.resolve(), path.resolve()):

@@ -53,16 +53,16 @@ def verify_checkpoint(
     :param model: `mini`, a folder, or a name on the hub; `revision` of the latter.
     :param plan_k: heads looked at before each pick; by default as many as the checkpoint says.
     :param fresh_files: fresh prompts for tasks that were built from files, each called like its task.
-    :param say: told what a user should know before the result.
-
-    The others are those of `verify`.
-
+    :param say: told what a user should know before the result; what is not named here is as in `verify`.
     :raises UsageError: no such file, or fresh prompts of a task that the agent does not know.
     :raises FileError: checkpoint, cache and model do not belong together, or one of them is damaged.
     :raises MachineError: the cache is imported and has no prompts, or the model cannot be run.
     """
     policy, note = load_checkpoint(checkpoint)
-    opened = Cache.open(cache)
+    try:
+        opened = Cache.open(cache)
+    except UsageError as error:
+        raise UsageError(f"there is no cache at {cache}; mechrl-cache build makes one") from error
     note = move(policy, note, opened)
     by_task = {file.name: file for file in fresh_files}
     if len(by_task) < len(fresh_files):

@@ -157,12 +157,19 @@ def test_a_placebo_on_which_the_model_still_does_the_task_is_not_asked(mini, sma
         assert task.specific.clean == task.replicates.clean > 0
         assert (task.specific.answer, task.specific.passed) == (None, [])
         assert task.heads[0].placebo is None
+
+
+def test_heads_that_pass_with_the_answers_permuted_are_not_specific(mini, small_cache, checkpoint, monkeypatch):
+    """Here they are not permuted, and the test is asked all the same: every good head passes."""
+    policy, note = load_checkpoint(checkpoint)
+    monkeypatch.setattr(task_answers, "placebo", lambda prompts, seed: prompts)
     monkeypatch.setattr(task_answers, "PLACEBO_CLEAN", 2.0)
-    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=1, sweep_all=False)
+    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=8, sweep_all=True)
     for task in found.tasks.values():
-        assert task.replicates.answer, "and so it does with the same answers again, which is no good sign"
+        assert task.replicates.answer
         assert (task.specific.answer, task.specific.passed) == (False, [task.heads[0].head])
         assert not task.confirmed
+    assert not found.confirmed
 
 
 def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache):
