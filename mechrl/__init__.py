@@ -5,22 +5,38 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechrl.ablation import Ablation
-    from mechrl.api import bench, build, load, report
+    from mechrl.api import bench, build, load, report, train, verify
     from mechrl.cache.reader import Cache
     from mechrl.cache.top import top_heads
+    from mechrl.search.ppo.checkpoint import Checkpoint
     from mechrl.tasks import Task
-    from mechrl.verification.verification import Verification
+    from mechrl.verification.result import Verification
 
 __version__ = "0.1.0"
 _WHERE = {
-    **dict.fromkeys(("build", "load", "bench", "report"), "mechrl.api"),
+    **dict.fromkeys(("build", "load", "train", "verify", "bench", "report"), "mechrl.api"),
     "top_heads": "mechrl.cache.top",
     "Cache": "mechrl.cache.reader",
-    "Verification": "mechrl.verification.verification",
+    "Checkpoint": "mechrl.search.ppo.checkpoint",
+    "Verification": "mechrl.verification.result",
     "Task": "mechrl.tasks",
     "Ablation": "mechrl.ablation",
 }
-__all__ = ["Ablation", "Cache", "Task", "Verification", "__version__", "bench", "build", "load", "report", "top_heads"]
+__all__ = [
+    "Ablation",
+    "Cache",
+    "Checkpoint",
+    "Task",
+    "Verification",
+    "__version__",
+    "bench",
+    "build",
+    "load",
+    "report",
+    "top_heads",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechrl.cache.reader import Cache
+from mechrl.process import keep_freed_memory
 
 if TYPE_CHECKING:
-    from mechrl.search.bench.run import Benchmark
+    from mechrl.search.bench.result import Benchmark
+    from mechrl.search.ppo.checkpoint import Checkpoint
+    from mechrl.verification.result import Verification
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -58,6 +61,7 @@ def build(
     from mechrl.tasks.records import ENDINGS
     from mechrl.tasks.task_file import read_task_files
 
+    keep_freed_memory()
     given = None if tasks is None else _listed(tasks)
     is_file = [str(task).lower().endswith(ENDINGS) for task in given or ()]
     files = read_task_files([Path(t) for t, own in zip(given or (), is_file, strict=True) if own], TASKS)
@@ -88,17 +92,132 @@ def open_built(path: Path) -> Cache:
     return cache
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path) -> "Cache | Checkpoint":
     """Open a cache (.h5), or a checkpoint (.zip).
 
     :raises UsageError: no such file.
     :raises FileError: it is damaged, foreign, unfinished or of another version.
     """
     if Path(path).suffix == ".zip":
-        from mechrl.search.ppo.checkpoint import load_checkpoint
+        from mechrl.search.ppo.checkpoint import Checkpoint
 
-        return load_checkpoint(Path(path))
+        return Checkpoint.load(path)
     return Cache.open(path)
+
+
+def train(
+    cache: Cache | str | Path = "cache/mini.h5",
+    tasks: Sequence[str] | None = None,
+    hold_out: Sequence[str] | None = None,
+    *,
+    policy: str = "paper",
+    preset: str = "default",
+    steps: int | None = None,
+    picks: int | None = None,
+    plan_k: int = 1,
+    control_weight: float = 1.0,
+    seed: int = 0,
+    live: bool = False,
+    model: str = "mini",
+    revision: str = "",
+    device: str = "auto",
+    tensorboard: str | Path | None = None,
+    out: str | Path = "checkpoint.zip",
+    progress: bool = True,
+) -> "Checkpoint":
+    """Train PPO to find the heads that matter, on the training batches of a cache, and save it.
+
+    :param cache: a cache, or the path of one.
+    :param tasks: to train on; by default induction and ioi, and if one is missing all tasks that are not held out.
+    :param hold_out: only to evaluate on; by default docstring, if it is there and not trained on.
+    :param policy: `paper`, one output per head, or `heads`, the same weights for every head, which fits any model.
+    :param preset: `default` or `paper`, the settings of the policy `paper`; `heads` has its own.
+    :param steps: picks in all, in whole rollouts; the preset's by default.
+    :param picks: in an episode; 35 % of the heads by default.
+    :param plan_k: heads to query before a pick.
+    :param control_weight: score = damage − control weight × control damage.
+    :param live: whether to ask the model (`model`, `revision`, `device`) for every score; the cache then gives prompts
+        and evaluation.
+    :param tensorboard: a folder for TensorBoard logs.
+    :param out: the file of the checkpoint.
+    :param progress: whether to show, on stderr, what is going on.
+    :raises UsageError: no such file, an unknown name, numbers that do not go together, or `out` is the cache.
+    :raises FileError: the cache is damaged, or the live model is not the one that it was built from.
+    :raises MachineError: `out` cannot be written, or the cache is imported and has no prompts for a live model.
+    """
+    from mechrl.cache.storage import check_writable
+    from mechrl.errors import UsageError
+    from mechrl.progress import progress as shown_progress
+
+    opened, path = cache if isinstance(cache, Cache) else Cache.open(cache), Path(out)
+    check_writable(path)
+    if path.resolve() == opened.path.resolve():
+        raise UsageError(f"{path} would overwrite the cache: give the checkpoint another name")
+    live_model = None
+    if live:
+        from mechrl.models import load_model
+
+        opened.check_replayable()
+        live_model = load_model(model, device=device, revision=revision)
+    from mechrl.search.ppo.agent import train_agent
+
+    with shown_progress("training", progress) as show:
+        return train_agent(
+            opened, tasks, hold_out, policy=policy, preset=preset, steps=steps, picks=picks, plan_k=plan_k,
+            control_weight=control_weight, seed=seed, live_model=live_model, tensorboard=_path(tensorboard),
+            on_progress=show,
+        ).save(path)  # fmt: skip
+
+
+def verify(
+    checkpoint: "Checkpoint | str | Path" = "checkpoint.zip",
+    cache: Cache | str | Path = "cache/mini.h5",
+    model: str = "mini",
+    *,
+    revision: str = "",
+    device: str = "auto",
+    top: int = 3,
+    plan_k: int | None = None,
+    fresh_batches: int = 4,
+    fresh: Paths = (),
+    tolerance: float | None = None,
+    sweep: bool | None = None,
+    joint: bool = False,
+    curves: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> "Verification":
+    """Ablate the heads that an agent picks on the live model, on the cached prompts and on fresh ones.
+
+    :param checkpoint: a saved checkpoint, or the path of one; `cache` likewise.
+    :param model: `mini`, a folder, or a name on the hub, there of a `revision`: the model that the cache is of.
+    :param top: heads of each task to test.
+    :param plan_k: heads to query before a pick; by default as many as the checkpoint says.
+    :param fresh_batches: batches of prompts that the cache does not hold.
+    :param fresh: files with such prompts, called like their tasks, for tasks that were built from files.
+    :param tolerance: largest difference to the cache, in nats; by default 0.001, more in reduced precision.
+    :param sweep: whether to measure all heads on the fresh prompts, or the picks and 20 others; by default all, if
+        within a minute.
+    :param joint: ablate the picked heads together, too; `curves`: keep, and ablate, the first k heads of rankings.
+    :param seed: of the fresh prompts.
+    :param progress: whether to show, on stderr, what is going on.
+    :raises UsageError: no such file, or fresh prompts of a task that the agent does not know.
+    :raises FileError: checkpoint, cache and model do not belong together, or one of them is damaged.
+    :raises MachineError: the cache is imported and has no prompts, or the model cannot be run.
+    """
+    from mechrl.progress import progress as shown_progress
+    from mechrl.progress import say
+    from mechrl.tasks.task_file import read_task_files
+    from mechrl.verification.verify import verify_checkpoint
+
+    keep_freed_memory()
+    with shown_progress("verifying", progress) as show:
+        return verify_checkpoint(
+            _file(checkpoint), _file(cache), model, revision=revision, device=device, top=top, plan_k=plan_k,
+            fresh_batches=fresh_batches, fresh_files=read_task_files([Path(path) for path in _listed(fresh)]),
+            tolerance=tolerance, sweep_all=sweep, joint=joint, curves=curves, seed=seed,
+            say=say if progress else lambda text: None, on_step=show,
+        )  # fmt: skip
 
 
 def bench(
@@ -150,7 +269,7 @@ def report(runs: Paths, out: str | Path = "report.html") -> Path:
     """
     from mechrl.cache.storage import check_writable
     from mechrl.progress import warn
-    from mechrl.reporting.csv_files import files_folder
+    from mechrl.reporting.files import files_folder
     from mechrl.reporting.page import write_page
     from mechrl.reporting.run import collect
 
@@ -161,6 +280,11 @@ def report(runs: Paths, out: str | Path = "report.html") -> Path:
         warn(message)
     write_page(run, path)
     return path
+
+
+def _file(saved: Any) -> Path:
+    """The path of a cache or a checkpoint, or that path itself."""
+    return Path(getattr(saved, "path", saved))
 
 
 def _listed(paths: Paths) -> Sequence[str | Path]:

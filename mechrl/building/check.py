@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from mechrl.ablation import sweep
 from mechrl.ablation.forward import Forward
 from mechrl.models import Model, check_length
+from mechrl.results import Part, Result, Share
 from mechrl.tasks import Prompts, TaskFile, Vocabulary
 from mechrl.tasks.base import tokenize
 from mechrl.tasks.batches import arrange, fitting_batch_size
@@ -19,8 +21,7 @@ ROWS = 32  # at a time
 FAR_MORE = 2.0  # nats
 
 
-@dataclass(frozen=True)
-class WorstPrompt:
+class WorstPrompt(Part):
     """A prompt that the model does badly on, with what it says instead.
 
     :param line: of the file; `logit_diff` in nats.
@@ -32,8 +33,7 @@ class WorstPrompt:
     says: str
 
 
-@dataclass(frozen=True)
-class TaskCheck:
+class TaskCheck(Result):
     """A task file on the intact model. Means over the prompts; `logit_diff` and `logprob` in nats.
 
     :param accuracy: share of prompts whose logit difference is above zero: the answers before the wrongs.
@@ -45,6 +45,10 @@ class TaskCheck:
     :param skipped: records that were left out because they do not fit.
     """
 
+    written_by: ClassVar[str] = "mechrl-cache check"
+
+    format: Literal["mechrl-check"] = "mechrl-check"
+    format_version: Literal[1] = 1
     task: str
     prompts: int
     groups: int
@@ -56,8 +60,8 @@ class TaskCheck:
     logit_diff: float
     logprob: float
     prob_diff: float
-    accuracy: float
-    top1: float
+    accuracy: Share
+    top1: Share
     worst: list[WorstPrompt]
     notes: list[str]
 
@@ -76,7 +80,10 @@ def check_task(model: Model, file: TaskFile, n_worst: int = 5) -> TaskCheck:
     logit_diff = measures["logit_diff"]
     worst = [
         WorstPrompt(
-            file.lines[i], str(file.examples[i].context), float(logit_diff[i]), decode(model.vocabulary, int(said[i]))
+            line=file.lines[i],
+            prompt=str(file.examples[i].context),
+            logit_diff=float(logit_diff[i]),
+            says=decode(model.vocabulary, int(said[i])),
         )
         for i in np.argsort(logit_diff, kind="stable")[:n_worst].tolist()
     ]

@@ -27,8 +27,9 @@ from mechrl.cli import app
 )
 @app.as_json
 def bench(
-    paths, track, methods, list_methods, plugin, checkpoint, seeds, control_weight, workers, out, as_json
-):  # fmt: skip
+    paths: tuple[Path, ...], track: str, methods: tuple[str, ...], list_methods: bool, plugin: Path | None,
+    checkpoint: Path | None, seeds: int, control_weight: float, workers: int, out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Search every family of behaviours held out in turn, with every method, and say what wins.
 
     docs/protocol.md says what is compared and how.
@@ -36,39 +37,48 @@ def bench(
     for path in (plugin, checkpoint):
         if path is not None and not path.is_file():
             raise click.UsageError(f"{path}: no such file")
-    from mechrl.search.bench.run import bench as run_bench
-    from mechrl.search.methods.registry import all_methods
     from mechrl.search.problem import TRACKS
 
     tracks = TRACKS if track == "both" else (track,)
     if list_methods:
-        found = all_methods(plugin, checkpoint)
-        if as_json:
-            return app.print_json({m.name: {"track": m.track, "exploratory": m.exploratory} for m in found.values()})
-        from mechrl.tables import print_table
-
-        rows = [[m.name, m.track, "exploratory" if m.exploratory else ""] for m in found.values()]
-        return print_table("", ["method", "track", "status"], rows)
+        _list_methods(plugin, checkpoint, as_json)
+        return
     for path in paths:
         if not path.is_file() and not app.unfinished(path):
             raise click.UsageError(f"there is no cache at {path}; mechrl-cache build --tasks all makes one for mini")
     if out is not None:
         from mechrl.cache.storage import check_writable
-        from mechrl.reporting.heatmap import SUFFIXES
+        from mechrl.reporting.files import PICTURES
 
-        if out.suffix not in SUFFIXES:
-            raise click.UsageError(f"{out}: a figure ends in one of {', '.join(SUFFIXES)}")
+        if out.suffix not in PICTURES:
+            raise click.UsageError(f"{out}: a figure ends in one of {', '.join(PICTURES)}")
         check_writable(out)
+    from mechrl.search.bench.run import run_benchmark
+
     with app.progress("comparing methods") as progress:
-        result = run_bench(
+        run = run_benchmark(
             paths, names=methods or None, tracks=tracks, seeds=seeds, control_weight=control_weight, workers=workers,
             plugin=plugin, checkpoint=checkpoint, on_progress=progress,
         )  # fmt: skip
-    from mechrl.reporting.benchmark import as_dict, draw_curves, print_benchmark
-
     if out is not None:
-        draw_curves(result, out)
+        from mechrl.reporting.files import draw_curves
+
+        draw_curves(run, out)
     if as_json:
-        app.print_json(as_dict(result))
+        app.print_json(run.result.model_dump(mode="json"))
     else:
-        print_benchmark(result)
+        from mechrl.reporting.terminal import print_benchmark
+
+        print_benchmark(run.result)
+
+
+def _list_methods(plugin: Path | None, checkpoint: Path | None, as_json: bool) -> None:
+    from mechrl.search.methods.registry import all_methods
+    from mechrl.tables import print_table
+
+    methods = all_methods(plugin, checkpoint).values()
+    if as_json:
+        app.print_json({m.name: {"track": m.track, "exploratory": m.exploratory} for m in methods})
+        return
+    rows = [[m.name, m.track, "exploratory" if m.exploratory else ""] for m in methods]
+    print_table("", ["method", "track", "status"], rows)

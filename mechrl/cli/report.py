@@ -16,7 +16,7 @@ USUAL = (app.MINI_CACHE, Path("checkpoint.zip"), Path("verification.json"), Path
     help="A page (.html), or the heat maps of one cache (.png, .svg, .pdf).",
 )  # fmt: skip
 @click.option("--files", is_flag=True, help="Also write all numbers (CSV) and heat maps (PNG) into <report>_files.")
-def report(runs, out, files):
+def report(runs: tuple[Path, ...], out: Path, files: bool) -> None:
     """Write one page about everything in the RUNs, that needs no network and sends nothing.
 
     A RUN is a folder, or a file of it: caches (.h5), checkpoints (.zip), and what `mechrl-verify --json` and
@@ -24,13 +24,14 @@ def report(runs, out, files):
     verification.json and bench.json.
     """
     if out.suffix != ".html":
-        return _heat_maps(runs, out, files)
+        _heat_maps(runs, out, files)
+        return
     if not runs:
-        runs = [path for path in USUAL if path.is_file() or app.unfinished(path)]
+        runs = tuple(path for path in USUAL if path.is_file() or app.unfinished(path))
         if not runs:
             raise click.UsageError(f"name a RUN; there is no cache at {app.MINI_CACHE}, mechrl-cache build makes one")
     from mechrl.cache.storage import check_writable
-    from mechrl.reporting.csv_files import files_folder, write_files
+    from mechrl.reporting.files import files_folder, write_files
     from mechrl.reporting.page import write_page
     from mechrl.reporting.run import collect
 
@@ -45,11 +46,11 @@ def report(runs, out, files):
         click.echo(f"{len(write_files(found, folder))} files written to {folder}")
 
 
-def _heat_maps(runs, out: Path, files: bool) -> None:
+def _heat_maps(runs: tuple[Path, ...], out: Path, files: bool) -> None:
     if files or len(runs) > 1:
         raise click.UsageError(f"{out} would be a picture of one cache; a page ends in .html")
     from mechrl.cache.reader import Cache
-    from mechrl.reporting.heatmap import draw_heatmaps
+    from mechrl.reporting.files import draw_heatmaps
 
     draw_heatmaps(Cache.open(runs[0] if runs else app.MINI_CACHE), out)
     click.echo(f"{out} written")

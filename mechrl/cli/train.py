@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), default="checkpoint.zip", show_default=True)
 @app.as_json
 def train(
-    path: Path, live: bool, model: str, revision: str, device: str, tasks: list[str] | None, hold_out: list[str] | None,
-    threads: int, out: Path, as_json: bool, tensorboard: Path | None, **settings: Any,
+    path: Path, tasks: list[str] | None, hold_out: list[str] | None, threads: int, out: Path, as_json: bool,
+    **settings: Any,
 ) -> None:  # fmt: skip
     """Train PPO to find the heads that matter, and evaluate it on unseen prompts."""
     start = time.monotonic()
@@ -57,34 +57,16 @@ def train(
         option = "" if path == app.MINI_CACHE else " --model NAME"
         raise click.UsageError(f"there is no cache at {path}; mechrl-cache build{option} makes one")
     app.use_threads(threads)
+    from mechrl.api import train as train_checkpoint
     from mechrl.cache.reader import Cache
-    from mechrl.cache.storage import check_writable
-    from mechrl.errors import UsageError
 
-    check_writable(out)
-    if out.resolve() == path.resolve():
-        raise UsageError(f"--out {out} would overwrite the cache")
-    if tensorboard:
-        tensorboard.mkdir(parents=True, exist_ok=True)
     cache = Cache.open(path)
-    live_model = None
-    if live:
-        from mechrl.models import load_model
-
-        cache.check_replayable()
-        live_model = load_model(model, device=device, revision=revision)
-
-    from mechrl.search.ppo.agent import train_agent
-
     began = time.monotonic() - start
-    with app.progress("training") as progress:
-        checkpoint = train_agent(
-            cache, tasks, hold_out, live_model=live_model, tensorboard=tensorboard, on_progress=progress, **settings
-        ).save(out)
+    checkpoint = train_checkpoint(cache, tasks, hold_out, out=out, **settings)
     training, picks = checkpoint.training, checkpoint.note.steps
     assert training is not None
     app.say(f"{picks} picks in {training.seconds:.1f} s, {picks / training.seconds:.0f} a second; {out} written")
-    if live:
+    if training.passes:
         app.say(f"{training.passes} passes of the model")
     if training.lasting is not None:
         seconds = began + training.lasting
@@ -103,7 +85,7 @@ def _print_results(cache: "Cache", checkpoint: "Checkpoint", as_json: bool) -> N
             {task: {name: evaluation.summary() for name, evaluation in rows} for task, rows in results.items()}
         )
         return
-    from mechrl.reporting.rows import search_rows
+    from mechrl.reporting.terminal import search_rows
     from mechrl.tables import print_table
 
     for task, rows in results.items():

@@ -2,25 +2,30 @@
 
 import base64
 import hashlib
-import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 import mechrl
+from mechrl.cache.format import UNKNOWN
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import write_whole
 from mechrl.cache.top import TopHead
-from mechrl.reporting import claims, of_cache
-from mechrl.reporting.blocks import ModelSection, Part, Table, TaskSection
-from mechrl.reporting.findings import bench_on_caches, control_weight, heads_in_order
-from mechrl.reporting.of_search import compared, searched
-from mechrl.reporting.of_verification import verified
+from mechrl.reporting import cache_section
+from mechrl.reporting.blocks import ModelSection, PageSection, Table, TaskSection
+from mechrl.reporting.cache_section import cache_claim, control_weight, heads_in_order
 from mechrl.reporting.run import OfModel, Run, VerificationFile
+from mechrl.reporting.search_section import bench_on_caches, compared, searched
+from mechrl.reporting.verification_section import verdict_claim, verification_claim, verified
+from mechrl.results import library_versions
+
+if TYPE_CHECKING:  # it needs torch, which a report without a checkpoint does not
+    from mechrl.search.ppo.checkpoint import CheckpointNote
 
 HERE = Path(__file__).parent
 
@@ -58,7 +63,7 @@ def _model(model: OfModel) -> ModelSection:
     parts = [_cache_part(model, cache) for cache in model.caches]
     parts += [_part_without_cache(f) for f in model.verifications if model.cache(f.content.cache_sha256) is None]
     return ModelSection(
-        claims.shown_model(model.name),
+        shown_model(model.name),
         model.sha256,
         list(_notes(model)),
         list(_missing(model)),
@@ -69,29 +74,29 @@ def _model(model: OfModel) -> ModelSection:
     )
 
 
-def _cache_part(model: OfModel, cache: Cache) -> Part:
+def _cache_part(model: OfModel, cache: Cache) -> PageSection:
     weight = control_weight(model, cache)
     tops = {task: heads_in_order(cache, task, weight) for task in cache.tasks}
-    blocks = [of_cache.asked(cache, tops)]
+    blocks = [cache_section.asked(cache, tops)]
     if not cache.imported:
-        blocks.append(of_cache.control(cache, tops))
-    return Part(
+        blocks.append(cache_section.control(cache, tops))
+    return PageSection(
         "scores measured elsewhere" if cache.imported else f"{cache.attributes['ablation']} ablation",
-        of_cache.facts(cache, weight),
+        cache_section.facts(cache, weight),
         blocks,
         [_task(model, cache, task, tops[task]) for task in cache.tasks],
-        [of_cache.measured_roles(cache)] if cache.roles else [],
+        [cache_section.measured_roles(cache)] if cache.roles else [],
     )
 
 
 def _task(model: OfModel, cache: Cache, task: str, heads: Sequence[TopHead]) -> TaskSection:
     files = [f for f in model.verifications if f.content.cache_sha256 == cache.sha256 and task in f.content.tasks]
     if files:
-        claim = claims.of_verification(files[0].content.tasks[task], cache.attributes["ablation"])
-        claim += claims.of_verdict(files[0].content)
+        claim = verification_claim(files[0].content.tasks[task], cache.attributes["ablation"])
+        claim += verdict_claim(files[0].content)
     else:
-        claim = claims.of_cache(cache, task, heads)
-    blocks = [of_cache.maps(cache, task, heads, files)]
+        claim = cache_claim(cache, task, heads)
+    blocks = [cache_section.maps(cache, task, heads, files)]
     for file in files:
         blocks += verified(file, task)
     for checkpoint in model.checkpoints:
@@ -100,18 +105,18 @@ def _task(model: OfModel, cache: Cache, task: str, heads: Sequence[TopHead]) -> 
     return TaskSection(task, claim, blocks)
 
 
-def _part_without_cache(file: VerificationFile) -> Part:
+def _part_without_cache(file: VerificationFile) -> PageSection:
     content = file.content
     tasks = [
         TaskSection(
             name,
-            claims.of_verification(task, content.ablation or "unknown") + claims.of_verdict(content),
+            verification_claim(task, content.ablation) + verdict_claim(content),
             verified(file, name),
         )
         for name, task in content.tasks.items()
     ]
-    facts = [("model", content.model or "?"), ("ablation", content.ablation or "?"), ("verification", str(file.path))]
-    return Part("verification of a cache that is not here", facts, [], tasks, [])
+    facts = [("model", content.model), ("ablation", content.ablation), ("verification", str(file.path))]
+    return PageSection("verification of a cache that is not here", facts, [], tasks, [])
 
 
 def _notes(model: OfModel) -> Iterable[str]:
@@ -125,16 +130,14 @@ def _notes(model: OfModel) -> Iterable[str]:
     here = {checkpoint.sha256 for checkpoint in model.checkpoints}
     for file in model.verifications:
         if model.cache(file.content.cache_sha256) is None:
-            yield f"{file.path} verified a cache that is not here (content {(file.content.cache_sha256 or '?')[:12]})"
+            yield f"{file.path} verified a cache that is not here (content {file.content.cache_sha256[:12]})"
         if here and file.content.checkpoint_sha256 not in here:
             yield (
                 f"{file.path} verified a checkpoint that is not here (file "
                 f"{(file.content.checkpoint_sha256 or '?')[:12]})"
             )
     for bench in model.benches:
-        if bench.content.caches is None:
-            yield f"{bench.path} names no fingerprints, for an older mechrl printed it: it cannot be put to a model"
-        elif not any(model.cache(f.cache_sha256) for f in bench.content.caches.values()):
+        if not any(model.cache(f.cache_sha256) for f in bench.content.caches.values()):
             yield f"{bench.path} searched caches of this model that are not here"
 
 
@@ -142,40 +145,36 @@ def _missing(model: OfModel) -> Iterable[tuple[str, str]]:
     """What there could be, and the command that makes it."""
     if not model.sha256 or any(cache.imported for cache in model.caches):
         return
-    name = claims.shown_model(model.name)
+    name = shown_model(model.name)
     cache: object = model.caches[0].path if model.caches else "cache.h5"
     checkpoint: object = model.checkpoints[0].path if model.checkpoints else "checkpoint.zip"
     if not model.caches:
-        yield "a cache", claims.command("mechrl-cache", "build", "--model", name, "--out", cache)
+        yield "a cache", command("mechrl-cache", "build", "--model", name, "--out", cache)
     if not model.checkpoints:
-        yield "a search", claims.command("mechrl-train", "--from-cache", cache, "--out", checkpoint)
+        yield "a search", command("mechrl-train", "--from-cache", cache, "--out", checkpoint)
     if not model.verifications:
         parts = ("mechrl-verify", checkpoint, "--cache", cache, "--model", name, "--json")
-        yield "a verification on the live model", claims.command(*parts) + " > verification.json"
+        yield "a verification on the live model", command(*parts) + " > verification.json"
     if not model.benches:
         yield (
             "a comparison of searches",
-            claims.command("mechrl", "bench", "--cache", cache, "--json") + " > bench.json",
+            command("mechrl", "bench", "--cache", cache, "--json") + " > bench.json",
         )
 
 
 def _commands(model: OfModel) -> Iterable[tuple[str, str]]:
     for cache in model.caches:
-        yield str(cache.path), claims.build_command(cache)
+        yield str(cache.path), build_command(cache)
     for checkpoint in model.checkpoints:
         trained_on = model.cache(checkpoint.note.cache_sha256)
         path = trained_on.path if trained_on else "CACHE.h5"
-        yield str(checkpoint.path), claims.train_command(checkpoint.note, path, checkpoint.path)
+        yield str(checkpoint.path), train_command(checkpoint.note, path, checkpoint.path)
     for file in model.verifications:
         yield str(file.path), file.content.command or "(the file does not say)"
     for bench in model.benches:
-        caches = [part for cache in _bench_paths(bench.content.tasks) for part in ("--cache", cache)]
+        caches = [part for cache in bench.content.caches for part in ("--cache", cache)]
         seeds = len({row.seed for row in bench.content.tasks})
-        yield str(bench.path), claims.command("mechrl", "bench", *caches, "--seeds", seeds, "--json")
-
-
-def _bench_paths(rows: Iterable[Any]) -> list[str]:
-    return list(dict.fromkeys(row.cache for row in rows))
+        yield str(bench.path), command("mechrl", "bench", *caches, "--seeds", seeds, "--json")
 
 
 def _fingerprints(model: OfModel) -> Table:
@@ -187,21 +186,64 @@ def _fingerprints(model: OfModel) -> Table:
         rows.append([str(c.path), "checkpoint, file", c.sha256, str(c.note.seed), "–"])
     for file in model.verifications:
         content = file.content
-        versions = {"mechrl": content.mechrl_version or "?", **content.library_versions}
-        seed = "–" if content.seed is None else str(content.seed)
-        rows.append([str(file.path), "verification", "–", seed, _listed(versions)])
+        versions = {"mechrl": content.mechrl_version, **content.library_versions}
+        rows.append([str(file.path), "verification", "–", str(content.seed), _listed(versions)])
     return Table(["file", "what", "fingerprint", "seed", "versions"], rows)
 
 
 def _versions(attributes: Mapping[str, Any]) -> str:
-    try:
-        libraries = json.loads(str(attributes.get("library_versions", "{}")))
-    except (ValueError, RecursionError):
-        libraries = {}
-    return _listed(
-        {"mechrl": attributes.get("mechrl_version", "?"), **(libraries if isinstance(libraries, dict) else {})}
-    )
+    libraries = library_versions(attributes.get("library_versions", "{}"))
+    return _listed({"mechrl": attributes.get("mechrl_version", "?"), **libraries})
 
 
 def _listed(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def command(*parts: object) -> str:
+    """A command line that can be pasted into a shell."""
+    return shlex.join(str(part) for part in parts)
+
+
+def build_command(cache: Cache) -> str:
+    """The command that built a cache, as far as the cache says."""
+    a = cache.attributes
+    if cache.imported:
+        return command(
+            "mechrl-cache", "import", a["imported"], "--task", cache.tasks[0], "--n-layers", cache.n_layers,
+            "--n-heads", cache.n_heads, "--model", a["model"], "--out", cache.path,
+        )  # fmt: skip
+    own = [task for task in cache.tasks if cache.task_attributes(task)["generator"] == "file"]
+    built_in = [task for task in cache.tasks if task not in own]
+    parts: list[object] = ["mechrl-cache", "build", "--model", a["model"]]
+    if a.get("model_revision"):
+        parts += ["--revision", a["model_revision"]]
+    if built_in:
+        parts += ["--tasks", ",".join(built_in), "--batches", len(cache.clean(built_in[0])) // cache.batch_size]
+    for task in own:
+        parts += ["--task", f"{task}.jsonl"]
+    parts += ["--batch-size", cache.batch_size, "--control-batches", len(cache.control_damage) // cache.batch_size]
+    if str(a["control_source"]).startswith("text:"):
+        parts += ["--control-text", "CONTROL.txt"]
+    parts += ["--ablation", a["ablation"], "--dtype", a["dtype"], *(["--tf32"] if a.get("tf32") else [])]
+    return command(*parts, "--seed", a["seed"], "--out", cache.path)
+
+
+def train_command(note: "CheckpointNote", cache: object, out: object) -> str:
+    """The command that trained a checkpoint.
+
+    :param note: its `CheckpointNote`.
+    :param cache: the path of the cache it was trained on.
+    """
+    parts: list[object] = ["mechrl-train", "--from-cache", cache, "--tasks", ",".join(note.tasks)]
+    if note.hold_out:
+        parts += ["--hold-out", ",".join(note.hold_out)]
+    parts += ["--policy", note.policy]
+    if note.policy == "paper":
+        parts += ["--preset", note.preset]
+    parts += ["--steps", note.steps, "--picks", note.picks, "--plan-k", note.plan_k]
+    return command(*parts, "--control-weight", f"{note.control_weight:g}", "--seed", note.seed, "--out", out)
+
+
+def shown_model(name: str) -> str:
+    return "a model without a name" if name in ("", UNKNOWN) else name

@@ -9,11 +9,16 @@ from mechrl.cache.format import UNKNOWN
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import file_sha256
 from mechrl.errors import FileError, MechrlError, UsageError
-from mechrl.reporting.documents import Bench, Verification, read_document
+from mechrl.results import read_result
+from mechrl.search.bench.result import Benchmark
+from mechrl.verification.result import Verification
 
 if TYPE_CHECKING:  # they need torch, which a report without a checkpoint does not
     from mechrl.search.ppo.checkpoint import CheckpointNote
+    from mechrl.search.ppo.training import PlanningPolicy
     from mechrl.search.protocol import Evaluation
+
+    LoadedCheckpoint = tuple[Path, str, PlanningPolicy, CheckpointNote]  # path, hash of the file, agent, note
 
 SUFFIXES = (".h5", ".zip", ".json")
 BUILDING = ".h5.build"  # the folder of an unfinished build
@@ -38,7 +43,7 @@ class VerificationFile:
 @dataclass(frozen=True)
 class BenchFile:
     path: Path
-    content: Bench
+    content: Benchmark
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
     """
     run = Run([], [], [])
     seen: dict[str, Path] = {}
-    checkpoints: list[tuple] = []
+    checkpoints: list[LoadedCheckpoint] = []
     verifications: list[VerificationFile] = []
     benches: list[BenchFile] = []
     caches: list[Cache] = []
@@ -102,9 +107,9 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
                 from mechrl.search.ppo.checkpoint import load_checkpoint
 
                 checkpoints.append((path, sha256, *load_checkpoint(path)))
-            elif isinstance(document := read_document(path), Verification):
+            elif isinstance(document := read_result(path, (Verification, Benchmark)), Verification):
                 verifications.append(VerificationFile(path, document))
-            elif document is not None:
+            elif isinstance(document, Benchmark):
                 benches.append(BenchFile(path, document))
             else:
                 run.ignored.append((path, "not a JSON that a report knows"))
@@ -118,7 +123,7 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
             raise FileError("; ".join(message for _, message in run.damaged))
         raise UsageError(
             f"{', '.join(map(str, paths))}: nothing to report. A report is made of a cache (mechrl-cache build), a "
-            "checkpoint (mechrl-train), and what mechrl-verify --json and mechrl bench --json print"
+            "checkpoint (mechrl-train), and what mechrl-verify and mechrl bench write as JSON"
         )
     return run
 
@@ -147,7 +152,7 @@ def _files(paths: Sequence[Path], run: Run, leave_out: set[Path]) -> Iterator[Pa
 def _place(
     run: Run,
     caches: Sequence[Cache],
-    checkpoints: Sequence[tuple],
+    checkpoints: Sequence["LoadedCheckpoint"],
     verifications: Sequence[VerificationFile],
     benches: Sequence[BenchFile],
 ) -> None:
@@ -184,22 +189,24 @@ def _place(
             place = of(note.model, note.cache_sha256 if note.model_sha256 == UNKNOWN else note.model_sha256)
         place.checkpoints.append(CheckpointFile(path, sha256, note, evaluations))
     for file in verifications:
-        verified = by_content.get(file.content.cache_sha256 or "")
+        verified = by_content.get(file.content.cache_sha256)
         try:
             if verified is not None:
                 _check_fits(file, verified)
         except FileError as error:
             run.damaged.append((file.path, str(error)))
             continue
-        of(file.content.model or UNKNOWN, file.content.model_sha256).verifications.append(file)
+        of(file.content.model, file.content.model_sha256).verifications.append(file)
     for bench in benches:
-        found = {f.model_sha256: f.model for f in (bench.content.caches or {}).values()} or {"": ""}
+        found = {f.model_sha256: f.model for f in bench.content.caches.values()}
         for model_sha256, name in found.items():
             of(name, model_sha256).benches.append(bench)
     run.models.extend(models.values())
 
 
-def _compare(cache: Cache, policy, note: "CheckpointNote") -> "dict[str, list[tuple[str, Evaluation]]]":
+def _compare(
+    cache: Cache, policy: "PlanningPolicy", note: "CheckpointNote"
+) -> "dict[str, list[tuple[str, Evaluation]]]":
     from mechrl.search.comparison import compare
     from mechrl.search.ppo.checkpoint import adapt_to_cache
 
@@ -218,7 +225,7 @@ def _check_fits(file: VerificationFile, cache: Cache) -> None:
         heads = [
             *(h.head for h in task.heads),
             *(task.complete.best if task.complete else ()),
-            *(task.placebo.passed if task.placebo else ()),
+            *task.specific.passed,
             *(head for joint in task.joint or () for head in joint.heads),
             *(head for ranking in curves for head in ranking.heads),
         ]

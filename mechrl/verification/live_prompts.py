@@ -15,7 +15,7 @@ from mechrl.verification.replication import estimate
 
 
 @dataclass(frozen=True)
-class Live:
+class LivePrompts:
     """Some prompts on the live model.
 
     :param other: what the ablation puts in, on these prompts.
@@ -30,31 +30,36 @@ class Live:
     def _batches(self) -> list[slice]:
         return [slice(first, first + self.batch_size) for first in range(0, len(self.prompts), self.batch_size)]
 
-    def readings(self, read: Sequence[Prompts], sites: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Clean logit difference [prompt] and with each site ablated [prompt, column], for each reading."""
+    def ablate_each(self, answered: Sequence[Prompts], sites: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Clean logit difference [prompt] and with each site ablated [prompt, column].
+
+        :param answered: the same prompts with other answers and wrongs; a pair of arrays is given for each.
+        """
         sets = self.forward.singles(sites)
-        parts = [
-            sweep_readings(self.forward, self.prompts[rows], [of[rows] for of in read], self.other[rows], sets)
+        batches = [
+            sweep_readings(
+                self.forward, self.prompts[rows], [prompts[rows] for prompts in answered], self.other[rows], sets
+            )
             for rows in self._batches()
         ]
         return [
             (
-                np.concatenate([clean["logit_diff"] for clean, _ in of_read]),
-                np.concatenate([ablated["logit_diff"] for _, ablated in of_read]),
+                np.concatenate([clean["logit_diff"] for clean, _ in measures]),
+                np.concatenate([ablated["logit_diff"] for _, ablated in measures]),
             )
-            for of_read in zip(*parts, strict=True)
+            for measures in zip(*batches, strict=True)
         ]
 
-    def of_sets(self, sets: np.ndarray) -> np.ndarray:
+    def ablate_sets(self, sets: np.ndarray) -> np.ndarray:
         """The logit difference with the heads of each set ablated, [prompt, set], of bool [set, site]."""
         parts = [sweep_task(self.forward, self.prompts[rows], self.other[rows], sets)[1] for rows in self._batches()]
         return np.concatenate([part["logit_diff"] for part in parts])
 
-    def direct(self, sites: Sequence[int]) -> list[Estimate] | None:
+    def direct_effects(self, sites: Sequence[int]) -> list[Estimate] | None:
         """The direct effect of each site."""
         parts = [direct_effect(self.forward, self.prompts[rows], self.other[rows]) for rows in self._batches()]
         effects = [part for part in parts if part is not None]
         if not effects:
             return None
-        of_all = np.concatenate(effects)
-        return [estimate(of_all[:, site], self.prompts.group) for site in sites]
+        effect = np.concatenate(effects)
+        return [estimate(effect[:, site], self.prompts.group) for site in sites]

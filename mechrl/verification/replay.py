@@ -48,7 +48,7 @@ def check_fits(cache: Cache, note: CheckpointNote, model_sha256: str | None = No
     cache.check_replayable()
     if note.hints:
         raise FileError(
-            "the checkpoint searches with attribution: mechrl bench --checkpoint does that, not mechrl-verify"
+            "the checkpoint searches with attribution: mechrl bench tries such agents, mechrl-verify does not"
         )
     alike: list[tuple[str, Any, Any]] = [
         ("ablation", note.ablation, cache.attributes["ablation"]),
@@ -65,8 +65,8 @@ def check_fits(cache: Cache, note: CheckpointNote, model_sha256: str | None = No
     if model_sha256 is not None and model_sha256 != cache.attributes["model_sha256"]:
         raise FileError(
             f"{cache.path} was built from another model: it says {cache.attributes['model']!r} with fingerprint "
-            f"{cache.attributes['model_sha256'][:12]}, the loaded one has {model_sha256[:12]}. Name it with --model "
-            "and --revision"
+            f"{cache.attributes['model_sha256'][:12]}, the loaded one has {model_sha256[:12]}. Name the model, "
+            "and its revision"
         )
     for task in [*note.tasks, *note.hold_out]:
         if task not in cache.tasks:
@@ -107,7 +107,7 @@ def default_tolerance(cache: Cache, model: Model) -> float:
         raise FileError(f"{cache.path}: no such arithmetic as {arithmetic!r}")
     if arithmetic == "float32":
         return TOLERANCE
-    error = min(abs(cache.attributes["self_check_error"]), LIMITS[arithmetic])
+    error = min(abs(float(cache.attributes["self_check_error"])), LIMITS[arithmetic])
     tokens = torch.from_numpy(cache.content.arrays["/control/tokens"][:4]).long().to(model.device)
     return max(TOLERANCE, 10 * error * float(reference.logits(model, tokens).abs().max()))
 

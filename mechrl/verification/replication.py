@@ -11,11 +11,12 @@ import numpy as np
 from mechrl.intervals import LEAST_GROUPS, Estimate, bootstrap_means, interval
 from mechrl.score import best_first, score
 from mechrl.search.bench.statistics import holm
+from mechrl.verification.result import Complete, HeadTest
 
 ALPHA = 0.05
 LEAST_SHARE = 0.05  # of the clean measure
 MOST_RANK, MOST_SHARE = 10, 0.3  # the top: ten heads, or 30 % of them if that is less
-STANDS = 0.95  # of the resamples
+TOP_SHARE = 0.95  # of the resamples
 RANDOM_HEADS = 20
 PLACEBO_CLEAN = 0.2  # of the clean measure: a placebo on which the model does more is none
 COMPLETE = 0.9  # coverage, as in docs/protocol.md
@@ -42,7 +43,8 @@ class Measured:
     @property
     def scores(self) -> np.ndarray:
         """Mean score of each head in nats, [column]."""
-        return score(self.damage.mean(0), self.control.mean(0), self.control_weight)
+        scores: np.ndarray = score(self.damage.mean(0), self.control.mean(0), self.control_weight)
+        return scores
 
     def resampled(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean damage and mean score in resamples of groups and of spans, [resample, column] each."""
@@ -56,37 +58,16 @@ class Measured:
         return [where[int(site)] for site in sites]
 
 
-@dataclass(frozen=True)
-class HeadTest:
-    """One head's test on fresh prompts. Estimates are (mean, lower, upper end of the 95 % interval), in nats.
-
-    :param share: mean damage ÷ the clean measure.
-    :param p: of a score of zero or less (one-sided, by bootstrap); `p_adjusted` after Holm over the heads tested.
-    :param stands: the share of resamples in which it is among the top heads, or above all random heads.
-    :param rank: by fresh score, 1 being the best; None where not all heads were measured.
-    :param why: what it failed, "" if nothing.
-    """
-
-    damage: Estimate
-    share: float
-    score: Estimate
-    p: float
-    p_adjusted: float
-    stands: float
-    rank: Estimate | None
-    why: str
-
-
 def rank_limit(n_sites: int, tested: int = 1) -> int:
     """How many heads are the top: ten, or 30 % of all if that is less; as many as are tested, if that is more."""
     return max(tested, min(MOST_RANK, int(MOST_SHARE * n_sites)))
 
 
-def judge(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTest]:
+def head_tests(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTest]:
     """The test of each tested site.
 
     It passes if its mean damage is 5 % of the clean measure or more, its score is above zero (Holm-corrected over the
-    tested sites, at 5 %), and in 95 % of the resamples it stands among the top heads (`rank_limit`) if all heads were
+    tested sites, at 5 %), and in 95 % of the resamples it is among the top heads (`rank_limit`) if all heads were
     measured (`swept`), else above all the other heads that were. Fewer than 8 groups pass nothing.
     """
     columns = measured.columns(tested)
@@ -98,63 +79,55 @@ def judge(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTe
     adjusted = holm(p_values)
     others = [i for i in range(len(measured.sites)) if swept or i not in columns]
     limit = rank_limit(len(measured.sites), len(tested)) if swept else 1
-    found = []
+    tests = []
     for site, column in zip(tested, columns, strict=True):
-        above = lambda of, column=column: (of[..., others] > of[..., [column]]).sum(-1) + 1  # noqa: E731
-        ranks = above(scores)
+        ranks = _ranks(scores, column, others)
         share = float(measured.damage[:, column].mean()) / measured.clean if measured.clean > 0 else 0.0
-        stands = float((ranks <= limit).mean())
+        top_share = float((ranks <= limit).mean())
         failed = [
             f"fewer than {LEAST_GROUPS} groups" * (len(np.unique(measured.groups)) < LEAST_GROUPS),
             "the model does not do the task" * (measured.clean <= 0),
             f"damage below {LEAST_SHARE:.0%} of the clean measure" * (measured.clean > 0 and share < LEAST_SHARE),
             "score not above zero" * (adjusted[str(site)] > ALPHA),
-            (f"not in the top {limit}" if swept else f"not above {len(others)} random heads") * (stands < STANDS),
+            (f"not in the top {limit}" if swept else f"not above {len(others)} random heads") * (top_share < TOP_SHARE),
         ]
-        found.append(
+        tests.append(
             HeadTest(
                 damage=_estimate(measured.damage[:, column].mean(), damage[:, column]),
                 share=share,
                 score=_estimate(measured.scores[column], scores[:, column]),
                 p=p_values[str(site)],
                 p_adjusted=adjusted[str(site)],
-                stands=stands,
-                rank=_estimate(above(measured.scores), ranks) if swept else None,
+                top_share=top_share,
+                rank=_estimate(float(_ranks(measured.scores, column, others)), ranks) if swept else None,
                 why="; ".join(filter(None, failed)),
             )
         )
-    return found
+    return tests
 
 
-@dataclass(frozen=True)
-class Completeness:
-    """How much of the best was found, on fresh prompts. In each resample the best are those of that resample.
+def _ranks(scores: np.ndarray, column: int, others: Sequence[int]) -> np.ndarray:
+    """The place of a column among the others by score, 1 being the best, int [...], of [..., column]."""
+    better: np.ndarray = scores[..., others] > scores[..., [column]]
+    return np.asarray(better.sum(-1) + 1)
 
-    :param coverage: the scores of the tested heads together ÷ those of as many best heads, negatives as 0.
-    :param ratio: the best score among the tested heads ÷ the best of all.
-    :param best: as many best sites.
+
+def completeness(measured: Measured, tested: Sequence[int], heads: Sequence[str]) -> Complete:
+    """What the tested sites reach of all, given that all heads were measured.
+
+    :param heads: the names of all sites.
     """
-
-    coverage: Estimate
-    ratio: Estimate
-    best: list[int]
-
-    @property
-    def answer(self) -> bool:
-        """Whether the coverage, as measured, is 90 % or more."""
-        return self.coverage[0] >= COMPLETE
-
-
-def completeness(measured: Measured, tested: Sequence[int]) -> Completeness:
-    """What the tested sites reach of all, given that all heads were measured."""
     columns, n = measured.columns(tested), len(tested)
     scores = np.maximum(np.vstack([measured.scores, measured.resampled()[1]]), 0)
     best = np.sort(scores, axis=1)[:, ::-1][:, :n]
     coverage = scores[:, columns].sum(1) / np.maximum(best.sum(1), 1e-9)
     ratio = scores[:, columns].max(1) / np.maximum(best[:, 0], 1e-9)
     order = best_first(measured.scores)[:n]
-    return Completeness(
-        _estimate(coverage[0], coverage[1:]), _estimate(ratio[0], ratio[1:]), measured.sites[order].tolist()
+    return Complete(
+        answer=bool(coverage[0] >= COMPLETE),
+        coverage=_estimate(coverage[0], coverage[1:]),
+        ratio=_estimate(ratio[0], ratio[1:]),
+        best=[heads[site] for site in measured.sites[order]],
     )
 
 

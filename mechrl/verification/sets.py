@@ -1,12 +1,11 @@
 """Heads ablated together: growing sets of picks, and the curves of necessity and sufficiency of a ranking."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from mechrl.intervals import Estimate
 from mechrl.verification.replication import estimate
+from mechrl.verification.result import Curves, Joint, Ranking
 
 EVERY_COUNT = 64  # heads, up to which every k is measured
 POINTS = 20  # else
@@ -16,22 +15,14 @@ Measure = Callable[[np.ndarray], np.ndarray]
 """Gives the logit difference of each prompt with the heads of each set ablated, [prompt, set], of bool [set, site]."""
 
 
-@dataclass(frozen=True)
-class Joint:
-    """Some heads ablated together, in nats: their damage, the sum of what each costs alone, and the difference."""
-
-    sites: list[int]
-    joint: Estimate
-    summed: Estimate
-    interaction: Estimate
-
-
-def joint_damage(measure: Measure, n_sites: int, picks: Sequence[int], groups: np.ndarray) -> list[Joint]:
+def joint_damage(measure: Measure, heads: Sequence[str], picks: Sequence[int], groups: np.ndarray) -> list[Joint]:
     """The first one, two, … picks ablated together.
 
+    :param heads: the names of all sites.
+    :param picks: sites.
     :param groups: int [prompt].
     """
-    sets = np.zeros((1 + 2 * len(picks), n_sites), bool)  # nothing, each alone, the first 1, 2, …
+    sets = np.zeros((1 + 2 * len(picks), len(heads)), bool)  # nothing, each alone, the first 1, 2, …
     for i, site in enumerate(picks):
         sets[1 + i, site] = True
         sets[1 + len(picks) + i, picks[: i + 1]] = True
@@ -41,46 +32,13 @@ def joint_damage(measure: Measure, n_sites: int, picks: Sequence[int], groups: n
     summed = alone.cumsum(1)
     return [
         Joint(
-            list(picks[: i + 1]),
-            *(estimate(column, groups) for column in (together[:, i], summed[:, i], together[:, i] - summed[:, i])),
+            heads=[heads[site] for site in picks[: i + 1]],
+            joint=estimate(together[:, i], groups),
+            summed=estimate(summed[:, i], groups),
+            interaction=estimate(together[:, i] - summed[:, i], groups),
         )
         for i in range(len(picks))
     ]
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The curves of one ranking: mean logit difference in nats at each count k, and the areas under faithfulness.
-
-    :param sites: the heads, the most important first.
-    :param kept: with only the first k heads left; `ablated`: with the first k ablated.
-    :param cpr: head-CPR, the area under the faithfulness of what is kept, over the share of heads; `cmd`: head-CMD,
-        the area between it and 1. After MIB (Mueller et al. 2025, arXiv 2504.13151), with heads for edges.
-    :param necessity: the area under the faithfulness of what is left when the first k are ablated; small is good.
-    """
-
-    sites: list[int]
-    kept: list[float]
-    ablated: list[float]
-    cpr: float
-    cmd: float
-    necessity: float
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Necessity and sufficiency of rankings of heads. MLPs are always kept.
-
-    :param full: mean logit difference of the intact model, in nats; `empty`: with every head ablated, as the cache's
-        ablation has it.
-    :param refused: why there are no rankings; "" if there are.
-    """
-
-    counts: list[int]
-    full: float
-    empty: float
-    rankings: dict[str, Ranking]
-    refused: str = ""
 
 
 def counts(n_sites: int) -> list[int]:
@@ -108,13 +66,15 @@ def areas(ks: Sequence[int], faithful: np.ndarray) -> tuple[float, float]:
     return float(np.trapezoid(faithful, shares)), float(np.trapezoid(np.abs(1 - faithful), shares))
 
 
-def measure_curves(measure: Measure, n_sites: int, rankings: Mapping[str, Sequence[int]]) -> Curves:
+def measure_curves(measure: Measure, heads: Sequence[str], rankings: Mapping[str, Sequence[int]]) -> Curves:
     """Keep and ablate the first k heads of each ranking, for each k.
 
     Refused where the heads together make less than a tenth of the measure, or the model does not do the task.
 
+    :param heads: the names of all sites.
     :param rankings: all sites, the most important first, by name.
     """
+    n_sites = len(heads)
     ks = counts(n_sites)
     sets = [np.zeros(n_sites, bool), np.ones(n_sites, bool)]
     for order in rankings.values():
@@ -125,11 +85,14 @@ def measure_curves(measure: Measure, n_sites: int, rankings: Mapping[str, Sequen
     full, empty = measure(np.stack(sets[:2])).mean(0).tolist()
     if not full > 0 or full - empty < LEAST_DIFFERENCE * full:
         why = f"without any head the logit difference is {empty:.2f}, with all {full:.2f}: nothing to divide"
-        return Curves(ks, full, empty, {}, why)
+        return Curves(counts=ks, full=full, empty=empty, refused=why, rankings={})
     means = measure(unique).mean(0)[index.ravel()][2:].reshape(len(rankings), 2, len(ks))
-    found = {}
+    measured = {}
     for (name, order), (kept, ablated) in zip(rankings.items(), means, strict=True):
         cpr, cmd = areas(ks, faithfulness(kept, full, empty))
         necessity, _ = areas(ks, faithfulness(ablated, full, empty))
-        found[name] = Ranking([int(s) for s in order], kept.tolist(), ablated.tolist(), cpr, cmd, necessity)
-    return Curves(ks, full, empty, found)
+        measured[name] = Ranking(
+            kept=kept.tolist(), ablated=ablated.tolist(), cpr=cpr, cmd=cmd, necessity=necessity,
+            heads=[heads[site] for site in order],
+        )  # fmt: skip
+    return Curves(counts=ks, full=full, empty=empty, refused=None, rankings=measured)

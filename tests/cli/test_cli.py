@@ -31,6 +31,7 @@ HEAVY = (
     "numpy",
     "matplotlib",
     "rich",
+    "pydantic",
 )
 SIZES = ("--batches", 3, "--batch-size", 4, "--device", "cpu")
 
@@ -43,7 +44,9 @@ def modules_after(code: str, cwd) -> set[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["main:mechrl", "cache:cache", "train:train", "verify:verify"])
+@pytest.mark.parametrize(
+    "command", ["main:mechrl", "cache:cache", "train:train", "verify:verify", "bench:bench", "report:report"]
+)
 def test_help_imports_only_click(command, tmp_path):
     module, name = command.split(":")
     code = f"from mechrl.cli.{module} import {name} as c\nc.main(['--help'], standalone_mode=False)"

@@ -36,6 +36,16 @@ SLOW = [
     "bench_sweep.py --model mini --rounds 1 --batch-size 2 --device cpu",
     "bench_train.py --rounds 1 --seeds 1 --live-seconds 0.1",  # which builds its own cache
 ]
+FORMATS = {
+    "cache info": "mechrl-information",
+    "cache import": "mechrl-information",
+    "cache merge": "mechrl-information",
+    f"{BUILD} --shard": None,
+    "cache build": "mechrl-information",
+    "cache check": "mechrl-check",
+    "verify": "mechrl-verification",
+    "bench --cache": "mechrl-benchmark",
+}
 
 
 def with_json(command: click.Command, path: str = ""):
@@ -75,7 +85,9 @@ def test_json_is_one_object_and_nothing_else(lines, small_cache, tmp_path):
         assert ended(line, tmp_path).returncode == 0
     result = ended(f"{last} --json", tmp_path)
     assert result.returncode in ((0, 3) if last.startswith("verify") else (0,)), result.stderr
-    assert isinstance(json.loads(result.stdout, parse_constant=pytest.fail), dict)
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert isinstance(found, dict)
+    assert found.get("format") == next((FORMATS[start] for start in FORMATS if last.startswith(start)), None)
 
 
 def ended(line: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -22,8 +22,21 @@ from mechrl.building.build import build
 from mechrl.building.settings import BuildSettings
 from mechrl.cache.imported import import_table
 from mechrl.cache.top import top_heads
-from mechrl.cli.verify import _print as print_verification
+from mechrl.intervals import Estimate
+from mechrl.reporting.terminal import print_verification
 from mechrl.tables import print_table, shown
+from mechrl.verification.result import (
+    Curves,
+    Faithful,
+    FaithfulTask,
+    Joint,
+    Ranking,
+    Replicates,
+    Specific,
+    Verification,
+    VerifiedHead,
+    VerifiedTask,
+)
 
 WIDTHS = (40, 80, 100, 120, 200)
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -81,7 +94,7 @@ def as_json(*arguments) -> dict:
 
 def is_sentence(line: str) -> bool:
     """Whether a line is not of a table: those lines the terminal may break, for no column stands below another."""
-    return "  " not in re.sub(r"^  (faithful|replicates|placebo|complete) +", "", line).strip()
+    return "  " not in re.sub(r"^  (faithful|replicates|specific|complete) +", "", line).strip()
 
 
 def check(output: str, width: int, expected: list[str]) -> None:
@@ -245,35 +258,42 @@ def test_what_is_no_terminal_gets_the_whole_table_however_wide(capsys, monkeypat
     assert f"  {'c' * 300}\n" in out
 
 
-def made_up_verification(swept: bool):
-    """What `mechrl-verify` prints of, with two heads, one of which does not replicate."""
-    prompts = range(16)
+def made_up_verification(swept: bool) -> Verification:
+    """What `mechrl-verify` prints, with two heads, one of which does not replicate."""
     heads = [
-        SimpleNamespace(
-            site=site, cached=10.487, live=10.486, difference=2.4e-7, direct=(-0.05, -0.06, -0.04), elsewhere=None,
-            test=SimpleNamespace(
-                score=(6.9 - site, 3.79, 10.44), damage=(6.91, 3.79, 10.45), share=0.41, p_adjusted=0.0015, why=why,
-                stands=0.97, rank=(1, 1, 14) if swept else None,
-            ),
+        VerifiedHead(
+            head=name, cached=10.487, live=10.486, difference=2.4e-7, direct=Estimate(-0.05, -0.06, -0.04),
+            elsewhere=None, score=Estimate(6.9 - i, 3.79, 10.44), damage=Estimate(6.91, 3.79, 10.45), share=0.41,
+            p=0.0005, p_adjusted=0.0015, why=why, top_share=0.97, rank=Estimate(1, 1, 14) if swept else None,
+            answer=not why, placebo=None,
         )
-        for site, why in ((4, ""), (19, "damage below 5% of the clean measure; not in the top 10"))
+        for i, (name, why) in enumerate(
+            {"0.4": "", "2.3": "damage below 5% of the clean measure; not in the top 10"}.items()
+        )
     ]  # fmt: skip
-    joint = [SimpleNamespace(sites=list(range(n)), joint=(6.9, 3.8, 10.4), summed=(6.9, 3.8, 10.4),
-                             interaction=(-0.4 - n, -1.0, 0.2)) for n in (1, 2, 30)]  # fmt: skip
-    curves = SimpleNamespace(
-        refused="", full=16.94, empty=-1.05,
-        rankings={"the task's own order": SimpleNamespace(cpr=0.911, cmd=0.089, necessity=0.072)},
+    joint = [
+        Joint(heads=[f"{site // 8}.{site % 8}" for site in range(n)], joint=Estimate(6.9, 3.8, 10.4),
+              summed=Estimate(6.9, 3.8, 10.4), interaction=Estimate(-0.4 - n, -1.0, 0.2))
+        for n in (1, 2, 30)
+    ]  # fmt: skip
+    ranking = Ranking(heads=["0.4"], kept=[-1.0], ablated=[16.9], cpr=0.911, cmd=0.089, necessity=0.072)
+    task = VerifiedTask(
+        trained=True, confirmed=False, runs=13.7, search={}, faithful=FaithfulTask(answer=True, difference=3e-7),
+        replicates=Replicates(
+            answer=False, fresh_from="generator", prompts=16, groups=16, known_answers=(0, 16), clean=16.94,
+            swept=swept, searched_answers=0, rank_limit=10,
+        ),
+        specific=Specific(answer=None, passed=[], clean=None), complete=None, heads=heads, joint=joint,
+        curves=Curves(
+            counts=[0], full=16.94, empty=-1.05, refused=None, rankings={"the task's own order": ranking}
+        ),
     )  # fmt: skip
-    task = SimpleNamespace(
-        task="subject_verb_agreement", trained=True, faithful=True, difference=3e-7, replicates=False, fresh=prompts,
-        clean=16.94, known=(0, 16), searched=0, swept=swept, rank_limit=10, placebo=None, placebo_clean=None,
-        placebo_passed=[], complete=None, fresh_from="generator", heads=heads, joint=joint, curves=curves,
-        confirmed=False,
+    return Verification(
+        command=None, mechrl_version="0.1.0", library_versions={}, model="mini", model_sha256="0" * 64,
+        cache_sha256="0" * 64, checkpoint_sha256=None, ablation="zero", control_weight=1.0, seed=0, confirmed=False,
+        faithful=Faithful(answer=True, tolerance=0.001, control_difference=6e-7),
+        tasks={"subject_verb_agreement": task},
     )  # fmt: skip
-    cache = SimpleNamespace(head=lambda site: f"{site // 8}.{site % 8}")
-    return SimpleNamespace(
-        cache=cache, tasks=[task], faithful=True, tolerance=0.001, control_difference=6e-7, confirmed=False
-    )
 
 
 @pytest.mark.parametrize("width", [40, 80, 100])
@@ -281,12 +301,29 @@ def test_verify_names_every_head_and_says_what_it_failed(width):
     for swept in (True, False):
         result = made_up_verification(swept)
         out = printed(width, print_verification, result)
-        head = result.cache.head
-        expected = [text for h in result.tasks[0].heads for text in (head(h.site), shown(h.test.score))]
-        for j in result.tasks[0].joint:
-            expected += [" ".join(map(head, j.sites[:2])), shown(j.interaction)]
+        (task,) = result.tasks.values()
+        expected = [text for h in task.heads for text in (h.head, shown(h.score))]
+        for j in task.joint:
+            expected += [" ".join(j.heads[:2]), shown(j.interaction)]
         check(out, width, [*expected, "the task's own order", "0.911"])
         assert "replicates" in STYLE.sub("", out).split("faithful")[0]
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_yes_is_good_in_every_answer(capsys, passes):
+    """A head that passes with the answers permuted makes the task unspecific."""
+    result = made_up_verification(swept=True)
+    (task,) = result.tasks.values()
+    passed = ["0.4"] if passes else []
+    specific = task.specific.model_copy(update={"answer": not passes, "passed": passed, "clean": 0.3})
+    tasks = {"a": task.model_copy(update={"specific": specific})}
+    print_verification(result.model_copy(update={"tasks": tasks}))
+    out = capsys.readouterr().out
+    assert "  replicates  no: 16 fresh prompts" in out
+    start, head = ("no", "0.4 pass") if passes else ("yes", "no pick passes")
+    assert f"  specific    {start}: with answers permuted, logit difference 0.30, {head} the same test" in out
+    assert "  complete    not asked: --sweep measures every head" in out
+    assert out.endswith(f"NOT CONFIRMED: a: not replicated{', not specific' * passes}\n")
 
 
 @pytest.mark.parametrize("width", [40, 80])

@@ -1,6 +1,5 @@
 """A run with every piece, and a browser that notes what a page does."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,8 +23,8 @@ def whole_run(small_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> P
     checkpoint = folder / "checkpoint.zip"
     arguments = ["--from-cache", folder / "mini.h5", "--steps", 64, "--picks", 16, "--out", checkpoint, "--json"]
     train_command.main([str(argument) for argument in arguments], standalone_mode=False)
-    (folder / "verification.json").write_text(json.dumps(documents.verification(small_cache, checkpoint)))
-    (folder / "bench.json").write_text(json.dumps(documents.bench({"cache/mini.h5": small_cache})))
+    (folder / "verification.json").write_text(documents.verification(small_cache, checkpoint).model_dump_json())
+    (folder / "bench.json").write_text(documents.bench({"cache/mini.h5": small_cache}).model_dump_json())
     return folder
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mechrl.cache.top import top_heads
-from mechrl.reporting import of_cache
-from mechrl.reporting.findings import bench_on_caches, heads_in_order
-from mechrl.reporting.of_search import compared, searched
-from mechrl.reporting.of_verification import verified
+from mechrl.reporting import cache_section
+from mechrl.reporting.cache_section import heads_in_order
 from mechrl.reporting.page import render
 from mechrl.reporting.run import collect
+from mechrl.reporting.search_section import bench_on_caches, compared, searched
+from mechrl.reporting.verification_section import verified
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def drawn(figure) -> dict[str, tuple]:
 
 def test_the_best_heads_of_a_task_are_the_highest_scores(small_cache):
     tops = {task: heads_in_order(small_cache, task) for task in small_cache.tasks}
-    (table,) = of_cache.asked(small_cache, tops).tables
+    (table,) = cache_section.asked(small_cache, tops).tables
     for task, row in zip(small_cache.tasks, table.rows, strict=True):
         best = ", ".join(f"{head.head} ({head.score[0]:.2f})" for head in top_heads(small_cache, task, 3))
         assert row == [task, "32", "1.000", f"{small_cache.clean(task).mean():.2f}", best]
@@ -35,7 +35,7 @@ def test_the_best_heads_of_a_task_are_the_highest_scores(small_cache):
 
 def test_the_pointer_over_the_control_map_is_told_control_damage(small_cache):
     tops = {task: heads_in_order(small_cache, task) for task in small_cache.tasks}
-    (figure,) = of_cache.control(small_cache, tops).figures
+    (figure,) = cache_section.control(small_cache, tops).figures
     said = np.ravel(figure.plot.data[0].hovertext)
     for head, text in zip(tops[small_cache.tasks[0]], said, strict=True):
         mean, low, high = (round(value, 4) + 0.0 for value in head.control)
@@ -43,7 +43,7 @@ def test_the_pointer_over_the_control_map_is_told_control_damage(small_cache):
 
 
 def test_the_control_weight_of_the_score_is_told(small_cache):
-    assert ("score", "damage − 0.5 × control damage") in of_cache.facts(small_cache, 0.5)
+    assert ("score", "damage − 0.5 × control damage") in cache_section.facts(small_cache, 0.5)
 
 
 def test_the_curves_of_a_search_are_its_mean_coverage(model):
@@ -82,21 +82,21 @@ def test_joint_damage_is_shown_beside_the_sum(model):
     }
 
 
-@pytest.mark.parametrize("question", ["faithful", "replicates", "placebo", "complete"])
+@pytest.mark.parametrize("question", ["faithful", "replicates", "specific", "complete"])
 def test_an_answer_of_no_is_shown_as_no(small_cache, tmp_path, question):
-    printed = documents.verification(small_cache)
+    printed = documents.verification(small_cache).model_dump(mode="json")
     for task in printed["tasks"].values():
-        for other in ("faithful", "replicates", "placebo", "complete"):
+        for other in ("faithful", "replicates", "specific", "complete"):
             task[other]["answer"] = other != question
     (tmp_path / "verification.json").write_text(json.dumps(printed))
     (file,) = collect([tmp_path]).models[0].verifications
     answers = verified(file, "ioi")[0].answers
-    assert [said.partition(":")[0] for said, _ in answers] == ["faithful", "replicates", "placebo", "complete"]
+    assert [said.partition(":")[0] for said, _ in answers] == ["faithful", "replicates", "specific", "complete"]
     assert [answer for said, answer in answers] == [said.partition(":")[0] != question for said, _ in answers]
 
 
 def test_a_verification_without_its_cache_is_shown(small_cache, tmp_path):
-    (tmp_path / "verification.json").write_text(json.dumps(documents.verification(small_cache)))
+    (tmp_path / "verification.json").write_text(documents.verification(small_cache).model_dump_json())
     page = render(collect([tmp_path]))
     assert "verification of a cache that is not here" in page
     assert f"Removing {top_heads(small_cache, 'ioi', 1)[0].head} (total effect" in page

@@ -13,7 +13,7 @@ from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import write_content
 from mechrl.cache.top import top_heads
-from mechrl.reporting.figures import as_json
+from mechrl.reporting.blocks import as_json
 from mechrl.reporting.page import write_page
 from mechrl.reporting.run import collect
 
@@ -153,7 +153,7 @@ def test_whatever_a_file_says_is_shown_as_text_and_runs_nothing(visit, small_cac
                        "device": HOSTILE, "library_versions": json.dumps({HOSTILE: HOSTILE})}  # fmt: skip
     path = tmp_path / "<img src=x onerror=alert(1)>.h5"
     write_content(path, Content(arrays, attributes))
-    printed = documents.verification(Cache.open(path))
+    printed = documents.verification(Cache.open(path)).model_dump(mode="json")
     printed |= {"command": HOSTILE, "mechrl_version": HOSTILE, "library_versions": {HOSTILE: HOSTILE}}
     for task in printed["tasks"].values():
         task["heads"][2]["why"] = HOSTILE
@@ -161,7 +161,7 @@ def test_whatever_a_file_says_is_shown_as_text_and_runs_nothing(visit, small_cac
         task["curves"]["rankings"] = {HOSTILE: task["curves"]["rankings"]["random"]}
     (tmp_path / "verification.json").write_text(json.dumps(printed))
     bench = documents.bench({"cache/mini.h5": Cache.open(path)}, agent="<u>x</u>")
-    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    (tmp_path / "bench.json").write_text(bench.model_dump_json())
     (tmp_path / "<script>x.txt").write_text("")
     run = collect([tmp_path])
     assert run.damaged == []

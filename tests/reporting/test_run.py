@@ -20,11 +20,14 @@ from mechrl.cache.storage import write_content
 from mechrl.cache.top import top_heads
 from mechrl.cli.main import mechrl as umbrella
 from mechrl.errors import FileError, UsageError
-from mechrl.reporting import claims
-from mechrl.reporting.documents import Joint, read_document
-from mechrl.reporting.findings import bench_on_caches
+from mechrl.intervals import Estimate
 from mechrl.reporting.page import render
 from mechrl.reporting.run import collect
+from mechrl.reporting.search_section import bench_on_caches
+from mechrl.reporting.verification_section import joint_claim
+from mechrl.results import read_result
+from mechrl.search.bench.result import Benchmark
+from mechrl.verification.result import Joint, Verification
 
 
 def text_of(run) -> str:
@@ -88,11 +91,11 @@ def test_models_are_kept_apart_and_never_averaged(tmp_path):
     (tmp_path / "x.h5").unlink()
     (tmp_path / "x.h5.json").unlink()
     other = resealed(other, tmp_path / "other.h5", model_sha256="1" * 64, model="another")
-    printed = documents.bench({"one.h5": one, "other.h5": other})
+    printed = documents.bench({"one.h5": one, "other.h5": other}).model_dump(mode="json")
     for row in printed["tasks"]:
         row["cost"] *= 10 if row["cache"] == "other.h5" else 1
     (tmp_path / "bench.json").write_text(json.dumps(printed))
-    (tmp_path / "verification.json").write_text(json.dumps(documents.verification(other)))
+    (tmp_path / "verification.json").write_text(documents.verification(other).model_dump_json())
     run = collect([tmp_path])
     first, second = run.models
     assert [model.sha256 for model in run.models] == ["0" * 64, "1" * 64]
@@ -105,17 +108,16 @@ def test_models_are_kept_apart_and_never_averaged(tmp_path):
 
 
 def test_a_piece_that_fits_no_other_is_named(small_cache, whole_run, tmp_path):
-    changed = resealed(small_cache, tmp_path / "mini.h5", seed=7)
+    resealed(small_cache, tmp_path / "mini.h5", seed=7)
     shutil.copy(whole_run / "checkpoint.zip", tmp_path)
     shutil.copy(whole_run / "verification.json", tmp_path)
-    bench = documents.bench({"cache/mini.h5": changed}, fingerprints=False)
-    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    (tmp_path / "bench.json").write_text(documents.bench({"cache/mini.h5": small_cache}).model_dump_json())
     run = collect([tmp_path])
     assert run.models[0].checkpoints[0].evaluations is None
     said = text_of(run)
     assert f"checkpoint.zip was trained on a cache that is not here (content {small_cache.sha256[:12]})" in said
     assert "verification.json verified a cache that is not here" in said
-    assert "bench.json names no fingerprints" in said
+    assert "bench.json searched caches of this model that are not here" in said
     assert "Searches compared: track scores, cache cache/mini.h5" in said
 
 
@@ -175,7 +177,7 @@ def test_the_same_file_twice_is_one(small_cache, tmp_path):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format_version",), 2, "version 2; this mechrl reads version 1 only"),
+        (("format_version",), 1, "mechrl-verification, version 1; this mechrl reads version 2 only, run mechrl-verify"),
         (("tasks",), [], "tasks: Input should be"),
         (("model_sha256",), None, "model_sha256"),
         (("tasks", "ioi", "heads", 0, "head"), "<b>", "tasks.ioi.heads.0.head"),
@@ -183,18 +185,20 @@ def test_the_same_file_twice_is_one(small_cache, tmp_path):
         (("tasks", "ioi", "heads", 0, "damage"), [1, 3, 2], "the interval ends before it begins"),
         (("tasks", "ioi", "heads", 0, "damage"), [1, 0, 1e300], "less than or equal to 1000000"),
         (("tasks", "ioi", "heads", 0, "share"), "0.5", "share"),
+        (("tasks", "ioi", "heads", 0, "why"), "a failure", "the answer is yes where, and only where"),
+        (("tasks", "ioi", "runs"), None, "runs"),
         (("tasks", "ioi", "heads", 0, "p"), True, "heads.0.p"),
         (("tasks", "ioi", "heads", 0, "why"), "a\x00b", "control characters"),
         (("tasks", "ioi", "curves", "counts"), [1], "do not have 1 points"),
         (("tasks", "ioi", "replicates", "clean"), float("nan"), "clean"),
-        (("command",), "\ud800", "not what mechrl-verify --json prints"),
+        (("command",), "\ud800", "not what mechrl-verify writes"),
     ],
 )
 def test_a_verification_of_a_wrong_shape_is_damaged(tmp_path, place, value, message):
-    printed = documents.verification(by_hand(tmp_path / "x.h5"))
+    printed = documents.verification(by_hand(tmp_path / "x.h5")).model_dump(mode="json")
     path = tmp_path / "verification.json"
     path.write_text(json.dumps(printed))
-    assert read_document(path) is not None
+    assert read_result(path, (Verification, Benchmark)) == Verification.model_validate(printed, strict=False)
     *way, last = place
     spot = printed
     for step in way:
@@ -202,20 +206,33 @@ def test_a_verification_of_a_wrong_shape_is_damaged(tmp_path, place, value, mess
     spot[last] = value
     path.write_text(json.dumps(printed))
     with pytest.raises(FileError, match=r"verification\.json: ") as error:
-        read_document(path)
+        read_result(path, (Verification, Benchmark))
     assert message in str(error.value)
 
 
 def test_a_verification_where_little_was_asked_is_shown(tmp_path):
     cache = by_hand(tmp_path / "x.h5")
-    printed = documents.verification(cache)
+    printed = documents.verification(cache).model_dump(mode="json")
     for task in printed["tasks"].values():
-        task.update(dict.fromkeys(("placebo", "complete", "joint", "curves", "faithful", "replicates")))
-        task["heads"] = [{"head": "0.1", "live": 0.5, "direct": None, "answer": None}]
+        task.update(dict.fromkeys(("complete", "joint", "curves")))
+        task["specific"] |= {"answer": None, "clean": None}
+        task["heads"][0] |= {"direct": None, "elsewhere": None, "rank": None}
     (tmp_path / "verification.json").write_text(json.dumps(printed))
     said = text_of(collect([tmp_path]))
-    assert "Removing 0.1 (total effect, zero ablation, prompts not said) costs a score of 0.50 nats" in said
-    assert "joint damage: not asked" in said
+    for question in ("specific", "complete", "joint damage", "necessity and sufficiency"):
+        assert f"{question}: not asked" in said
+
+
+def test_a_benchmark_of_an_older_mechrl_is_to_be_run_again(small_cache, tmp_path):
+    path = tmp_path / "bench.json"
+    printed = documents.bench({"cache/mini.h5": small_cache}).model_dump(mode="json")
+    for of_version in ({}, {"format": "mechrl-benchmark", "format_version": 2}):
+        old = {key: value for key, value in printed.items() if not key.startswith("format")} | of_version
+        path.write_text(json.dumps(old))
+        with pytest.raises(FileError, match=r"bench\.json: .*run mechrl bench again"):
+            collect([path])
+    path.write_text(json.dumps({"format": "mechrl-something"}))
+    assert read_result(path, (Verification, Benchmark)) is None
 
 
 @pytest.mark.parametrize(
@@ -227,7 +244,7 @@ def test_a_verification_where_little_was_asked_is_shown(tmp_path):
     ],
 )
 def test_a_verification_that_does_not_fit_its_cache_is_named(tmp_path, change, message):
-    printed = documents.verification(by_hand(tmp_path / "x.h5"))
+    printed = documents.verification(by_hand(tmp_path / "x.h5")).model_dump(mode="json")
     if "head" in change:
         printed["tasks"]["ioi"]["heads"][0]["head"] = change["head"]
     elif "task" in change:
@@ -244,9 +261,9 @@ def test_a_verification_that_does_not_fit_its_cache_is_named(tmp_path, change, m
 def test_joint_damage_in_words():
     def said(joint, summed):
         between = joint - summed
-        return claims.of_joint(
-            Joint(heads=["0.1", "1.2"], joint=(joint,) * 3, summed=(summed,) * 3,
-                  interaction=(between, between - 0.1, between + 0.1))
+        return joint_claim(
+            Joint(heads=["0.1", "1.2"], joint=Estimate(joint, joint, joint), summed=Estimate(summed, summed, summed),
+                  interaction=Estimate(between, between - 0.1, between + 0.1))
         )  # fmt: skip
 
     assert (

@@ -16,10 +16,12 @@ from mechrl.cache.reader import Cache
 from mechrl.cache.storage import manifest_path
 from mechrl.cli.bench import bench as command
 from mechrl.errors import MachineError, UsageError
-from mechrl.reporting.benchmark import as_dict, sentence
-from mechrl.search.bench import run as benchmark
-from mechrl.search.bench.run import bench
-from mechrl.search.bench.verdict import NO_DIFFERENCE, UNDECIDED, WINS, Verdict, choose_comparators
+from mechrl.intervals import Estimate
+from mechrl.reporting.terminal import sentence
+from mechrl.results import read_result
+from mechrl.search.bench.result import BUDGETS, Benchmark
+from mechrl.search.bench.run import bench, run_benchmark
+from mechrl.search.bench.verdict import NO_DIFFERENCE, UNDECIDED, WINS, choose_comparators, make_verdict
 from mechrl.search.ppo.heads_training import train_heads
 from mechrl.search.ppo.training import PRESETS
 from mechrl.search.problem import Problem, episode_attribution, families, z_scored
@@ -41,20 +43,20 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(cache):
-    return bench([cache.path], names=QUICK, seeds=2, workers=1)
+def run(cache):
+    return run_benchmark([cache.path], names=QUICK, seeds=2, workers=1)
 
 
-def outcome(result, method, task, seed=0):
-    return next(o for o in result.outcomes if (o.method, o.task, o.seed) == (method, task, seed))
+def outcome(run, method, task, seed=0):
+    return next(o for o in run.outcomes if (o.method, o.task, o.seed) == (method, task, seed))
 
 
-def test_every_family_is_held_out_and_nothing_of_it_is_known(result, cache, monkeypatch):
+def test_every_family_is_held_out_and_nothing_of_it_is_known(run, cache, monkeypatch):
     assert families(cache) == {"a": ["a"], "b": ["b"], "c": ["c"]}
-    assert {(o.method, o.task) for o in result.outcomes} == {(m, t) for m in QUICK for t in "abc"}
+    assert {(o.method, o.task) for o in run.outcomes} == {(m, t) for m in QUICK for t in "abc"}
     # The order of b finds a's heads at once; that of a and b does not know those of c.
-    assert np.exp(outcome(result, "static order", "a").log_cost[0]) == pytest.approx(1 + 3)
-    assert np.exp(outcome(result, "static order", "c").log_cost[0]) > 1 + 4
+    assert np.exp(outcome(run, "static order", "a").log_cost[0]) == pytest.approx(1 + 3)
+    assert np.exp(outcome(run, "static order", "c").log_cost[0]) > 1 + 4
     seen = []
     real = Problem.training_scores
     monkeypatch.setattr(
@@ -64,23 +66,23 @@ def test_every_family_is_held_out_and_nothing_of_it_is_known(result, cache, monk
     assert set(seen) == {(held, task) for held in "abc" for task in "abc" if task != held}
 
 
-def test_looking_at_one_prompt_of_every_head_is_cheap_where_prompts_agree(result):
+def test_looking_at_one_prompt_of_every_head_is_cheap_where_prompts_agree(run):
     for task in "abc":
-        cost = np.exp(outcome(result, "sweep on 1 prompt", task).log_cost[0])
+        cost = np.exp(outcome(run, "sweep on 1 prompt", task).log_cost[0])
         assert cost <= 1 / 4 + 8 / 4
 
 
-def test_seeds_change_what_is_random_and_nothing_else(result):
-    assert {o.seed for o in result.outcomes if o.method == "random"} == {0, 1}
-    assert {o.seed for o in result.outcomes if o.method == "static order"} == {0}
-    one, other = outcome(result, "random", "a", 0), outcome(result, "random", "a", 1)
+def test_seeds_change_what_is_random_and_nothing_else(run):
+    assert {o.seed for o in run.outcomes if o.method == "random"} == {0, 1}
+    assert {o.seed for o in run.outcomes if o.method == "static order"} == {0}
+    one, other = outcome(run, "random", "a", 0), outcome(run, "random", "a", 1)
     assert not np.array_equal(one.curve, other.curve)
 
 
-def test_two_runs_give_the_same_table_in_one_process_or_two(result, cache):
+def test_two_runs_give_the_same_table_in_one_process_or_two(run, cache):
     again = bench([cache.path], names=QUICK, seeds=2, workers=2)
     drop = {"set_up_seconds"}
-    one, other = as_dict(result), as_dict(again)
+    one, other = run.result.model_dump(mode="json"), again.model_dump(mode="json")
     for found in (one, other):
         for row in found["methods"].values():
             for name in drop:
@@ -89,16 +91,16 @@ def test_two_runs_give_the_same_table_in_one_process_or_two(result, cache):
     assert json.dumps(one) == json.dumps(other)
 
 
-def test_costs_have_intervals(result):
-    found = as_dict(result)["methods"]
+def test_costs_have_intervals(run):
+    found = run.result.model_dump(mode="json")["methods"]
     for row in found.values():
         assert row["cost_low"] <= row["cost"] <= row["cost_high"]
     assert found["static order"]["cost_low"] < found["static order"]["cost_high"]
 
 
-def test_the_set_up_is_told(result):
-    assert outcome(result, "static order", "a").set_up_runs == 2 * 9 * (1 + 4 * 2)
-    assert outcome(result, "random", "a").set_up_runs == 0
+def test_the_set_up_is_told(run):
+    assert outcome(run, "static order", "a").set_up_runs == 2 * 9 * (1 + 4 * 2)
+    assert outcome(run, "random", "a").set_up_runs == 0
 
 
 def fake_selection(costs):
@@ -116,8 +118,11 @@ def test_the_comparator_is_the_cheapest_on_the_other_families():
     assert chosen == {"p": {"a": "y", "b": "x"}}
 
 
-def verdict(low, high, p):
-    return Verdict("scores", "agent", {"p": {"a": "x"}}, {"a": 0.0}, (low + high) / 2, low, high, 0.0, p, p)
+def verdict(low, high, p, families=("a",), censored=0.0):
+    families = dict.fromkeys(families, 0.0)
+    return make_verdict(
+        "scores", "agent", {"p": {"a": "x"}}, families, Estimate((low + high) / 2, low, high), censored, p, p
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,18 +141,17 @@ def test_the_closing_sentence(low, high, p, said):
     assert found.sentence == said
     assert sentence(found).startswith(f"scores: {said}")
     assert "too few families to claim transfer" in sentence(found)
-    five = replace(found, families=dict.fromkeys("abcde", 0.0))
-    assert "too few" not in sentence(five)
+    assert "too few" not in sentence(verdict(low, high, p, families="abcde"))
 
 
 def test_two_that_never_get_there_are_not_called_alike():
-    found = replace(verdict(0.0, 0.0, 0.5), censored=0.6)
+    found = verdict(0.0, 0.0, 0.5, censored=0.6)
     assert found.sentence == UNDECIDED
     assert "on 60% of the tasks neither" in sentence(found)
 
 
-def test_what_the_protocol_does_not_describe_is_exploratory(result):
-    assert not result.by_protocol
+def test_what_the_protocol_does_not_describe_is_exploratory(run):
+    assert not run.result.by_protocol
 
 
 def test_the_same_cache_under_two_names_is_refused(cache, tmp_path):
@@ -162,15 +166,15 @@ def test_a_method_of_another_track_is_refused(cache):
         bench([cache.path], names=["static order"], tracks=["attribution"], workers=1)
 
 
-def test_set_up_seconds_count_what_others_have_fitted(result):
+def test_set_up_seconds_count_what_others_have_fitted(run):
     """Expected improvement alone, and after another method that shares its prior."""
-    both = bench([result.outcomes[0].cache], names=["Gaussian, UCB", "Gaussian, expected improvement"], workers=1)
+    both = run_benchmark([run.outcomes[0].cache], names=["Gaussian, UCB", "Gaussian, expected improvement"], workers=1)
     assert all(o.set_up_seconds > 0 for o in both.outcomes)
 
 
-def test_coverage_at_a_budget_is_read_at_that_budget(result):
+def test_coverage_at_a_budget_is_read_at_that_budget(run):
     """Three heads of layer 0 and the clean model: 90 % at exactly 4 runs, and 2 runs pay for the first of them."""
-    assert set(benchmark.BUDGETS) <= set(result.cost_grid)
+    assert set(BUDGETS) <= set(run.result.cost_grid)
 
 
 @pytest.mark.parametrize(
@@ -228,17 +232,19 @@ def test_the_agent_is_trained_with_and_without_attribution_and_compared(cache, t
         return train_heads(*args, **kwargs)
 
     monkeypatch.setattr("mechrl.search.ppo.heads_training.train_heads", watched)
-    found = bench([path], names=["agent", "agent with attribution", "static order", "attribution"], seeds=1, workers=1)
+    found = run_benchmark(
+        [path], names=["agent", "agent with attribution", "static order", "attribution"], seeds=1, workers=1
+    )
     shown = [z_scored(episode_attribution(Cache.open(path), task, TRAIN)) for task in "bc"]
     assert sorted(given is None for given in hints) == [False] * 3 + [True] * 3
     np.testing.assert_array_equal(next(given for given in hints if given is not None), np.concatenate(shown))
-    assert [v.track for v in found.verdicts] == ["scores", "attribution"]
-    for verdict, other in zip(found.verdicts, ("static order", "attribution"), strict=True):
+    assert [v.track for v in found.result.verdicts] == ["scores", "attribution"]
+    for verdict, other in zip(found.result.verdicts, ("static order", "attribution"), strict=True):
         assert verdict.comparators == {str(path): dict.fromkeys("abc", other)}
-        assert set(verdict.families) == set("abc")
-        for family, value in verdict.families.items():
+        assert set(verdict.family_cost_ratios) == set("abc")
+        for family, ratio in verdict.family_cost_ratios.items():
             ours, theirs = (outcome(found, name, family).log_cost[0] for name in (verdict.agent, other))
-            assert value == pytest.approx(ours - theirs)
+            assert ratio == pytest.approx(np.exp(ours - theirs))
     assert outcome(found, "agent with attribution", "a").log_cost[0] >= np.log(1 + 2)
 
 
@@ -270,8 +276,8 @@ def plugin(tmp_path):
 def test_a_plugin_adds_a_method_in_every_process(cache, plugin):
     plugin.write_text(PLUGIN)
     found = bench([cache.path], names=["backwards", "static order"], workers=2, plugin=plugin)
-    assert {o.method for o in found.outcomes} == {"backwards", "static order"}
-    assert [m.exploratory for m in found.methods if m.name == "backwards"] == [True], "whatever it says of itself"
+    assert {row.method for row in found.tasks} == {"backwards", "static order"}
+    assert found.methods["backwards"].exploratory, "whatever it says of itself"
 
 
 def test_the_plugin_of_the_readme_runs(cache, plugin):
@@ -279,7 +285,7 @@ def test_the_plugin_of_the_readme_runs(cache, plugin):
     (block,) = [b for b in blocks if "METHODS = [" in b]
     plugin.write_text(block)
     found = bench([cache.path], names=["last layer first"], workers=1, plugin=plugin)
-    assert {o.task for o in found.outcomes} == set("abc")
+    assert {row.task for row in found.tasks} == set("abc")
 
 
 @pytest.mark.parametrize("text", ["", "METHODS = 3", "from mechrl.search.methods.registry import METHODS"])
@@ -303,6 +309,8 @@ def test_the_command_prints_tables_a_figure_and_json(call, cache, tmp_path):
     assert "exploratory" in out
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     code, out, _ = call(command, *flags, "--json")
+    (tmp_path / "bench.json").write_text(out)
+    assert "<table>" in read_result(tmp_path / "bench.json", [Benchmark])._repr_html_()
     found = json.loads(out)
     assert set(found["methods"]) == {"random", "static order"}
     assert found["pairs"][str(cache.path)]["a on b"]["cost"] == pytest.approx(4)

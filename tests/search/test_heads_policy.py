@@ -224,8 +224,8 @@ def test_a_checkpoint_of_one_output_per_head_is_refused_for_another_number_of_he
 def test_a_checkpoint_is_benchmarked_on_another_model_and_on_no_family_that_it_knows(trained, note, larger, tmp_path):
     save_checkpoint(trained, note, tmp_path / "c.zip")
     found = bench([larger.path], names=["checkpoint c.zip", "random"], workers=1, checkpoint=tmp_path / "c.zip")
-    assert {o.task for o in found.outcomes if o.method == "checkpoint c.zip"} == set(UNSEEN)
-    assert {o.task for o in found.outcomes if o.method == "random"} == {*TRAINED, *UNSEEN}
+    assert {o.task for o in found.tasks if o.method == "checkpoint c.zip"} == set(UNSEEN)
+    assert {o.task for o in found.tasks if o.method == "random"} == {*TRAINED, *UNSEEN}
 
 
 def test_a_benchmark_refuses_a_checkpoint_of_one_output_per_head_for_another_model(note, larger, tmp_path):

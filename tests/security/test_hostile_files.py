@@ -26,7 +26,7 @@ from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
 from mechrl.errors import FileError, UsageError
-from mechrl.reporting.heatmap import draw_heatmaps
+from mechrl.reporting.files import draw_heatmaps
 from mechrl.search.ppo.checkpoint import adapt_to_cache, load_checkpoint
 from mechrl.tables import print_table
 from mechrl.tasks import read_task_file

@@ -7,8 +7,9 @@ import pytest
 
 from mechrl.tasks import Prompts
 from mechrl.verification.fresh import placebo
-from mechrl.verification.replication import Measured, completeness, judge, rank_limit
+from mechrl.verification.replication import Measured, completeness, head_tests, rank_limit
 
+HEADS = [f"{site // 4}.{site % 4}" for site in range(20)]
 GROUPS = np.arange(64)
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=(64, 20)) * 0.3
@@ -22,7 +23,7 @@ def measured(means=MEANS, control=0.0, clean=10.0, sites=range(20), groups=GROUP
 
 
 def test_a_head_passes_with_a_twentieth_of_the_clean_measure_above_zero_and_in_the_top():
-    tests = judge(measured(), [0, 1, 2, 3, 7], swept=True)
+    tests = head_tests(measured(), [0, 1, 2, 3, 7], swept=True)
     assert [test.why for test in tests[:3]] == ["", "", ""]
     assert tests[3].why == "damage below 5% of the clean measure"
     assert tests[4].why == "damage below 5% of the clean measure; score not above zero; not in the top 6"
@@ -35,42 +36,42 @@ def test_a_head_passes_with_a_twentieth_of_the_clean_measure_above_zero_and_in_t
 
 
 def test_what_a_head_costs_on_ordinary_text_is_taken_off():
-    assert [test.why for test in judge(measured(control=2.0), [0, 2], swept=True)] == ["", "score not above zero"]
+    assert [test.why for test in head_tests(measured(control=2.0), [0, 2], swept=True)] == ["", "score not above zero"]
 
 
 def test_the_top_is_ten_heads_or_three_tenths_of_a_small_model():
     assert [rank_limit(n) for n in (144, 48, 20, 12, 3)] == [10, 10, 6, 3, 1]
     crowd = np.array([*np.full(6, 5.0), 1.0, *np.zeros(13)])
-    assert judge(measured(crowd), [6], swept=True)[0].why == "not in the top 6"
-    assert judge(measured(crowd), [6], swept=True)[0].rank[0] == 7
+    assert head_tests(measured(crowd), [6], swept=True)[0].why == "not in the top 6"
+    assert head_tests(measured(crowd), [6], swept=True)[0].rank[0] == 7
     assert rank_limit(8, 3) == 3, "whoever asks for three heads of eight asks whether they are the best three"
-    assert [test.why for test in judge(measured(crowd), [6, *range(6)], swept=True)] == [""] * 7
+    assert [test.why for test in head_tests(measured(crowd), [6, *range(6)], swept=True)] == [""] * 7
 
 
 def test_without_a_sweep_a_head_must_be_above_the_random_ones():
     sites = [0, 1, 2, *range(4, 20)]
-    assert [test.why for test in judge(measured(sites=sites), [0, 1], swept=False)] == ["", ""]
-    found = judge(measured(sites=sites), [0, 2], swept=False)
+    assert [test.why for test in head_tests(measured(sites=sites), [0, 1], swept=False)] == ["", ""]
+    found = head_tests(measured(sites=sites), [0, 2], swept=False)
     assert found[1].why == "not above 17 random heads", "1 is among them, and better"
     assert found[0].rank is None
 
 
 def test_few_groups_and_tasks_that_the_model_does_not_do_pass_nothing():
-    few = judge(measured(groups=np.arange(64) % 7), [0], swept=True)
+    few = head_tests(measured(groups=np.arange(64) % 7), [0], swept=True)
     assert few[0].why == "fewer than 8 groups"
-    undone = judge(measured(clean=-1.0), [0], swept=True)[0]
+    undone = head_tests(measured(clean=-1.0), [0], swept=True)[0]
     assert undone.why == "the model does not do the task"
     assert undone.share == 0
 
 
 def test_completeness_is_the_share_of_the_best_heads_scores():
-    found = completeness(measured(), [0, 2])
+    found = completeness(measured(), [0, 2], HEADS)
     assert found.coverage[0] == pytest.approx(4.0 / 5.5, abs=0.01)
     assert found.ratio[0] == pytest.approx(1.0)
-    assert found.best == [0, 1]
+    assert found.best == ["0.0", "0.1"]
     assert not found.answer
-    assert completeness(measured(), [0, 1]).answer
-    second = completeness(measured(), [1])
+    assert completeness(measured(), [0, 1], HEADS).answer
+    second = completeness(measured(), [1], HEADS)
     assert second.ratio[0] == second.coverage[0] == pytest.approx(2.5 / 3, abs=0.01)
     assert second.coverage[1] < 2.5 / 3 < second.coverage[2]
 

@@ -7,12 +7,12 @@ from helpers import planted_model, save
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.sweep import sweep_task
 from mechrl.models import load_model
-from mechrl.reporting import documents
-from mechrl.reporting.claims import of_joint
+from mechrl.reporting.verification_section import joint_claim
 from mechrl.tasks import Prompts
 from mechrl.verification.sets import areas, counts, faithfulness, joint_damage, measure_curves
 
 GROUPS = np.arange(32)
+HEADS = [f"{site // 4}.{site % 4}" for site in range(12)]
 
 
 def test_counts_are_every_one_up_to_64_heads_and_20_beyond():
@@ -47,7 +47,7 @@ def additive(strengths: np.ndarray):
 
 def test_curves_of_an_additive_model_by_hand():
     strengths = np.array([1.0, 3.0, 0.0, 0.0])
-    found = measure_curves(additive(strengths), 4, {"right": [1, 0, 2, 3], "wrong": [3, 2, 0, 1]})
+    found = measure_curves(additive(strengths), HEADS[:4], {"right": [1, 0, 2, 3], "wrong": [3, 2, 0, 1]})
     assert (found.full, found.empty, found.counts) == (6.0, 2.0, [0, 1, 2, 3, 4])
     right, wrong = found.rankings["right"], found.rankings["wrong"]
     assert right.kept == [2, 5, 6, 6, 6]
@@ -57,22 +57,22 @@ def test_curves_of_an_additive_model_by_hand():
     assert right.cmd == pytest.approx(1 - right.cpr)
     assert right.necessity == pytest.approx((0.625 + 0.125) / 4)
     assert wrong.cpr == pytest.approx((0.125 + 0.625) / 4)
-    assert right.sites == [1, 0, 2, 3]
+    assert right.heads == ["0.1", "0.0", "0.2", "0.3"]
 
 
 def test_curves_are_refused_where_heads_hardly_matter():
-    refused = measure_curves(additive(np.array([0.1, 0.0])), 2, {"any": [0, 1]})
+    refused = measure_curves(additive(np.array([0.1, 0.0])), HEADS[:2], {"any": [0, 1]})
     assert refused.rankings == {}
     assert "nothing to divide" in refused.refused
-    assert measure_curves(additive(np.array([0.3, 0.0])), 2, {"any": [0, 1]}).rankings
+    assert measure_curves(additive(np.array([0.3, 0.0])), HEADS[:2], {"any": [0, 1]}).rankings
     for strengths in ([-2.0, 0.0], [-3.0, 0.0], [0.0, -0.5]):  # all heads: nothing, less than nothing, less than none
-        assert measure_curves(additive(np.array(strengths)), 2, {"any": [0, 1]}).rankings == {}
+        assert measure_curves(additive(np.array(strengths)), HEADS[:2], {"any": [0, 1]}).rankings == {}
     for full, empty in ((-1.0, -3.0), (0.0, 0.0)):  # the model does not do the task
 
         def measure(sets, full=full, empty=empty):
             return np.tile(np.where(sets.all(1), empty, full), (4, 1))
 
-        assert measure_curves(measure, 2, {"any": [0, 1]}).rankings == {}
+        assert measure_curves(measure, HEADS[:2], {"any": [0, 1]}).rankings == {}
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_the_curve_reaches_full_faithfulness_at_exactly_the_planted_heads(repeat
     """Heads 0.2, 1.1 and 2.3 of twelve do it all."""
     measure = of_model(planted_model({(0, 2): 1.0, (1, 1): 0.7, (2, 3): 0.4}), tmp_path / "planted", repeating)
     rest = [0, 1, 3, 4, 6, 7, 8, 9, 10]
-    found = measure_curves(measure, 12, {"right": [2, 5, 11, *rest], "late": [*rest, 2, 5, 11]})
+    found = measure_curves(measure, HEADS, {"right": [2, 5, 11, *rest], "late": [*rest, 2, 5, 11]})
     right = faithfulness(np.array(found.rankings["right"].kept), found.full, found.empty)
     assert found.full > 0.5
     assert right[2] < 0.9
@@ -113,16 +113,15 @@ def test_two_heads_that_stand_in_for_one_another_cost_little_alone_and_all_toget
     """Heads 2.1 and 2.2 write so much that the final norm leaves the same of either as of both."""
     measure = of_model(planted_model({(2, 1): 1e6, (2, 2): 1e6}), tmp_path / "redundant", repeating)
     clean = measure(np.zeros((1, 12), bool)).mean()
-    alone, both = joint_damage(measure, 12, [9, 10], GROUPS)
-    other = joint_damage(measure, 12, [10], GROUPS)[0]
+    alone, both = joint_damage(measure, HEADS, [9, 10], GROUPS)
+    other = joint_damage(measure, HEADS, [10], GROUPS)[0]
     assert clean > 1
     assert abs(alone.joint[0]) < 0.1 * clean
     assert abs(other.joint[0]) < 0.1 * clean
     assert alone.interaction[0] == 0
-    assert both.sites == [9, 10]
+    assert both.heads == ["2.1", "2.2"]
     assert both.joint[0] > 0.9 * clean
     assert both.summed[0] == pytest.approx(alone.joint[0] + other.joint[0], rel=1e-5)
     assert both.interaction[0] == pytest.approx(both.joint[0] - both.summed[0], rel=1e-5)
     assert both.interaction[1] > 0
-    said = of_joint(documents.Joint(heads=["2.1", "2.2"], **{k: v for k, v in vars(both).items() if k != "sites"}))
-    assert said.endswith("these heads stand in for one another, and single damages hide it.")
+    assert joint_claim(both).endswith("these heads stand in for one another, and single damages hide it.")

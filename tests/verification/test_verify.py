@@ -19,17 +19,18 @@ from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.models import load_model
-from mechrl.reporting.documents import read_document
+from mechrl.results import read_result
 from mechrl.search.ppo.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
 from mechrl.search.ppo.training import PRESETS, train
 from mechrl.search.protocol import Evaluation
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, as_text, generate, read_task_file
-from mechrl.verification import verification
+from mechrl.verification import task_answers
 from mechrl.verification.fresh import fresh_prompts, placebo
-from mechrl.verification.record import as_dict
 from mechrl.verification.replay import check_fits, default_tolerance
-from mechrl.verification.replication import Measured, judge
-from mechrl.verification.verification import most_picked, verify
+from mechrl.verification.replication import Measured, head_tests
+from mechrl.verification.result import Verification
+from mechrl.verification.task_answers import most_picked
+from mechrl.verification.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +66,31 @@ def altered(cache: Cache, path, change) -> Cache:
     return Cache.open(path)
 
 
-def test_an_honest_cache_is_confirmed(result, small_cache):
+def test_an_honest_cache_is_confirmed(result, small_cache, mini):
     assert result.confirmed
-    assert result.faithful
-    for task in result.tasks:
-        assert task.difference < 1e-4
-        assert task.swept
-        assert task.known[0] == 0, "slot fillers of the evaluation half"
-        prompts = small_cache.prompts(task.task)
-        searched = np.intersect1d(prompts.answers[prompts.split == EVALUATION], task.fresh.answers)
-        assert task.searched == len(searched[searched >= 0])
-        assert task.placebo_clean < 0.2 * task.clean
+    assert result.faithful.answer
+    for name, task in result.tasks.items():
+        assert task.faithful.difference < 1e-4
+        assert task.replicates.swept
+        assert task.replicates.known_answers[0] == 0, "slot fillers of the evaluation half"
+        prompts, fresh = small_cache.prompts(name), fresh_prompts(mini, small_cache, name, 64)
+        searched = np.intersect1d(prompts.answers[prompts.split == EVALUATION], fresh.answers)
+        assert task.replicates.searched_answers == len(searched[searched >= 0])
+        assert task.specific.answer
+        assert task.specific.clean < 0.2 * task.replicates.clean
         for head in task.heads:
             assert head.difference < 1e-4
-            assert head.cached == pytest.approx(small_cache.scores(task.task, EVALUATION)[head.site], abs=1e-6)
+            assert head.cached == pytest.approx(
+                small_cache.scores(name, EVALUATION)[small_cache.site(head.head)], abs=1e-6
+            )
             assert head.live == pytest.approx(head.cached, abs=1e-4)
-            mean, low, high = head.test.score
+            mean, low, high = head.score
             assert low < mean < high
-    assert [task.confirmed for task in result.tasks[:2]] == [True, True]
-    assert result.tasks[0].complete.best == [result.tasks[0].heads[0].site]
-    assert result.tasks[1].complete.coverage[0] >= 0.9
-    assert [task.trained for task in result.tasks] == [True, True, False]
+    first, second, third = result.tasks.values()
+    assert (first.confirmed, second.confirmed) == (True, True)
+    assert first.complete.best == [first.heads[0].head]
+    assert second.complete.coverage[0] >= 0.9
+    assert (first.trained, second.trained, third.trained) == (True, True, False)
 
 
 def test_fresh_damage_is_what_one_hook_per_head_gives(mini, small_cache, checkpoint):
@@ -94,28 +99,28 @@ def test_fresh_damage_is_what_one_hook_per_head_gives(mini, small_cache, checkpo
     found = verify(
         mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=2, sweep_all=False, joint=True
     )
-    for task in found.tasks:
-        assert not task.swept
+    for name, task in found.tasks.items():
+        assert not task.replicates.swept
         assert task.complete is None
-        assert all(head.test.rank is None for head in task.heads)
-        clean = reference.logit_diff(mini, task.fresh)
-        assert task.clean == pytest.approx(clean.mean(), abs=1e-4)
+        assert all(head.rank is None for head in task.heads)
+        fresh = fresh_prompts(mini, small_cache, name, 16)
+        sites = [small_cache.site(head.head) for head in task.heads]
+        clean = reference.logit_diff(mini, fresh)
+        assert task.replicates.clean == pytest.approx(clean.mean(), abs=1e-4)
         control = small_cache.control_damage[small_cache.in_split(None, EVALUATION)].mean(0)
-        for head in task.heads:
-            damage = clean - reference.logit_diff(mini, task.fresh, head.site)
-            assert head.test.damage[0] == pytest.approx(damage.mean(), abs=1e-4)
-            assert head.test.score[0] == pytest.approx(damage.mean() - control[head.site], abs=1e-4)
-            others = [
-                small_cache.damage(other)[:, head.site].mean() for other in small_cache.tasks if other != task.task
-            ]
+        for site, head in zip(sites, task.heads, strict=True):
+            damage = clean - reference.logit_diff(mini, fresh, site)
+            assert head.damage[0] == pytest.approx(damage.mean(), abs=1e-4)
+            assert head.score[0] == pytest.approx(damage.mean() - control[site], abs=1e-4)
+            others = [small_cache.damage(other)[:, site].mean() for other in small_cache.tasks if other != name]
             assert head.elsewhere[0] == pytest.approx(np.mean(others), abs=1e-5)
         both = task.joint[1]
-        together = clean - reference.logit_diff(mini, task.fresh, both.sites)
-        assert both.sites == [head.site for head in task.heads]
+        together = clean - reference.logit_diff(mini, fresh, sites)
+        assert both.heads == [head.head for head in task.heads]
         assert both.joint[0] == pytest.approx(together.mean(), abs=1e-4)
-        permuted = placebo(task.fresh, 0)
-        damage = reference.logit_diff(mini, permuted) - reference.logit_diff(mini, permuted, task.heads[0].site)
-        assert task.placebo[0].damage[0] == pytest.approx(damage.mean(), abs=1e-4)
+        permuted = placebo(fresh, 0)
+        damage = reference.logit_diff(mini, permuted) - reference.logit_diff(mini, permuted, sites[0])
+        assert task.heads[0].placebo.damage[0] == pytest.approx(damage.mean(), abs=1e-4)
 
 
 def test_what_verify_writes_is_what_the_report_reads(mini, small_cache, checkpoint, tmp_path):
@@ -123,41 +128,49 @@ def test_what_verify_writes_is_what_the_report_reads(mini, small_cache, checkpoi
     found = verify(
         mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=1, joint=True, curves=True
     )
-    for r in found.tasks:
+    for name, r in found.tasks.items():
+        sites = {ranking: list(map(small_cache.site, of.heads)) for ranking, of in r.curves.rankings.items()}
         assert r.curves.counts == list(range(49))
         assert set(r.curves.rankings) == {"agent", "static order", "attribution", "the task's own order"}
-        best = r.curves.rankings["the task's own order"].sites
-        scores = small_cache.scores(r.task, TRAIN)
+        best = sites["the task's own order"]
+        scores = small_cache.scores(name, TRAIN)
         assert (np.diff(scores[best]) <= 1e-6).all()
-        for ranking in r.curves.rankings.values():
-            assert sorted(ranking.sites) == list(range(48))
-            assert ranking.kept[-1] == ranking.ablated[0] == pytest.approx(r.clean, abs=1e-4)
+        for of, ranking in r.curves.rankings.items():
+            assert sorted(sites[of]) == list(range(48))
+            assert ranking.kept[-1] == ranking.ablated[0] == pytest.approx(r.replicates.clean, abs=1e-4)
             assert ranking.kept[0] == ranking.ablated[-1] == pytest.approx(r.curves.empty, abs=1e-4)
         agent = r.curves.rankings["agent"]
-        assert agent.sites[:2] == [head.site for head in r.heads]
-        slow = reference.logit_diff(mini, r.fresh, agent.sites[5:])
+        assert agent.heads[:2] == [head.head for head in r.heads]
+        slow = reference.logit_diff(mini, fresh_prompts(mini, small_cache, name, 8), sites["agent"][5:])
         assert agent.kept[5] == pytest.approx(slow.mean(), abs=1e-4)
     path = tmp_path / "verification.json"
-    path.write_text(json.dumps(as_dict(found, "mechrl-verify …", "0" * 64), allow_nan=False))
-    read = read_document(path)
-    assert read.confirmed == found.confirmed
-    for r in found.tasks:
-        of = read.tasks[r.task]
-        assert [h.head for h in of.heads] == [small_cache.head(head.site) for head in r.heads]
-        assert of.heads[0].damage == pytest.approx(r.heads[0].test.damage)
-        assert of.joint[-1].joint == pytest.approx(r.joint[-1].joint)
-        assert of.curves.rankings["agent"].cpr == pytest.approx(r.curves.rankings["agent"].cpr)
+    path.write_text(found.model_dump_json(indent=1))
+    assert read_result(path, [Verification]) == found
+    assert "<table>" in found._repr_html_()
 
 
 def test_a_placebo_on_which_the_model_still_does_the_task_is_not_asked(mini, small_cache, checkpoint, monkeypatch):
     """As where answers stand in an order; here they are not permuted at all, and no head may pass for that."""
     policy, note = load_checkpoint(checkpoint)
-    monkeypatch.setattr(verification, "placebo", lambda prompts, seed: prompts)
+    monkeypatch.setattr(task_answers, "placebo", lambda prompts, seed: prompts)
     found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=1, sweep_all=False)
-    for task in found.tasks:
-        assert task.placebo_clean == task.clean > 0
-        assert task.placebo is None
-        assert task.placebo_passed == []
+    for task in found.tasks.values():
+        assert task.specific.clean == task.replicates.clean > 0
+        assert (task.specific.answer, task.specific.passed) == (None, [])
+        assert task.heads[0].placebo is None
+
+
+def test_heads_that_pass_with_the_answers_permuted_are_not_specific(mini, small_cache, checkpoint, monkeypatch):
+    """Here they are not permuted, and the test is asked all the same: every good head passes."""
+    policy, note = load_checkpoint(checkpoint)
+    monkeypatch.setattr(task_answers, "placebo", lambda prompts, seed: prompts)
+    monkeypatch.setattr(task_answers, "PLACEBO_CLEAN", 2.0)
+    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=8, sweep_all=True)
+    for task in found.tasks.values():
+        assert task.replicates.answer
+        assert (task.specific.answer, task.specific.passed) == (False, [task.heads[0].head])
+        assert not task.confirmed
+    assert not found.confirmed
 
 
 def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache):
@@ -174,11 +187,11 @@ def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache
                 sites = (
                     np.arange(small_cache.n_sites)
                     if swept
-                    else verification._with_random_heads(small_cache, picks, draw)
+                    else task_answers._with_random_heads(small_cache, picks, draw)
                 )
                 damage = (clean[:, None] - ablated)[:, sites]
                 measured = Measured(sites, damage, fresh.group, control[:, sites], float(clean.mean()))
-                passed[swept] += sum(not test.why for test in judge(measured, picks, swept))
+                passed[swept] += sum(not test.why for test in head_tests(measured, picks, swept))
     assert passed == {True: 0, False: 0}, "of 180 heads each"
 
 
@@ -194,8 +207,8 @@ def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, ch
     policy, note = load_checkpoint(checkpoint)
     result = verify(mini, half, policy, note, top=1, fresh_batches=8)
     assert result.confirmed
-    assert 0.01 < result.tolerance < 1
-    assert not verify(mini, half, policy, note, top=1, fresh_batches=2, tolerance=1e-3).faithful
+    assert 0.01 < result.faithful.tolerance < 1
+    assert not verify(mini, half, policy, note, top=1, fresh_batches=2, tolerance=1e-3).faithful.answer
     content = read_content(path)  # a file cannot buy itself a pass with a large error
     claims = {**content.attributes, "/": {**content.root, "self_check_error": 1e3}}
     write_content(tmp_path / "claims.h5", Content(content.arrays, claims))
@@ -226,9 +239,9 @@ def test_a_cache_of_every_ablation_is_replayed(mini, checkpoint, tmp_path, kind)
     found = verify(
         mini, cache, policy, replace(note, ablation=kind, hold_out=[]), top=1, fresh_batches=2, sweep_all=False
     )
-    assert found.faithful
-    best = found.tasks[1].heads[0]
-    assert abs(best.test.score[0] - best.cached) < 0.5 * best.cached, "fresh prompts with other replacements"
+    assert found.faithful.answer
+    best = found.tasks["ioi"].heads[0]
+    assert abs(best.score[0] - best.cached) < 0.5 * best.cached, "fresh prompts with other replacements"
     if kind.startswith("zero"):
         return
     content = read_content(cache.path)
@@ -255,11 +268,11 @@ def test_few_groups_confirm_nothing(mini, small_cache, checkpoint, tmp_path):
         (tmp_path / "ioi.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts[:n]))
         file = read_task_file(tmp_path / "ioi.jsonl")
         found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_files={"ioi": file})
-        assert found.tasks[1].fresh_from == str(tmp_path / "ioi.jsonl")
-        assert len(np.unique(found.tasks[1].fresh.group)) == n
-        head = found.tasks[1].heads[0]
-        assert head.test.score[1] > 0
-        assert head.test.why == ("" if confirmed else "fewer than 8 groups")
+        assert found.tasks["ioi"].replicates.fresh_from == str(tmp_path / "ioi.jsonl")
+        assert found.tasks["ioi"].replicates.groups == n
+        head = found.tasks["ioi"].heads[0]
+        assert head.score[1] > 0
+        assert head.why == ("" if confirmed else "fewer than 8 groups")
         assert found.confirmed == confirmed
 
 
@@ -282,14 +295,14 @@ def test_fresh_files_must_be_of_the_checkpoints_tasks(small_cache, checkpoint, t
 def test_heads_without_an_effect_are_not_confirmed(mini, small_cache, checkpoint, monkeypatch):
     """The worst heads in place of the picked ones."""
     worst = np.argsort(small_cache.scores("ioi"))[:2]
-    monkeypatch.setattr("mechrl.verification.verification.most_picked", lambda evaluation, top: worst)
+    monkeypatch.setattr("mechrl.verification.verify.most_picked", lambda evaluation, top: worst)
     policy, note = load_checkpoint(checkpoint)
     failed = verify(mini, small_cache, policy, replace(note, tasks=note.tasks), top=2, fresh_batches=2)
-    assert failed.faithful
+    assert failed.faithful.answer
     assert not failed.confirmed
-    assert all("score not above zero" in head.test.why for head in failed.tasks[1].heads)
-    assert all("not in the top 10" in head.test.why for head in failed.tasks[1].heads)
-    assert not failed.tasks[1].complete.answer
+    assert all("score not above zero" in head.why for head in failed.tasks["ioi"].heads)
+    assert all("not in the top 10" in head.why for head in failed.tasks["ioi"].heads)
+    assert not failed.tasks["ioi"].complete.answer
 
 
 def one_head(name, values):
@@ -342,7 +355,7 @@ def test_an_altered_and_resealed_cache_is_not_confirmed(mini, small_cache, check
     lying = altered(small_cache, tmp_path / "lying.h5", change)
     policy, note = load_checkpoint(checkpoint)
     found = verify(mini, lying, policy, note, top=2, fresh_batches=2, sweep_all=False)
-    assert not found.faithful
+    assert not found.faithful.answer
     assert not found.confirmed
 
 
@@ -354,7 +367,7 @@ def test_numbers_shifted_clean_and_ablated_alike_are_not_confirmed(mini, small_c
     policy, note = load_checkpoint(checkpoint)
     assert not verify(
         mini, Cache.open(tmp_path / "lying.h5"), policy, note, top=1, fresh_batches=2, sweep_all=False
-    ).faithful
+    ).faithful.answer
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def check(
     file = task_files.fitting([file], loaded)[0]
     found = check_task(loaded, file)
     if as_json:
-        return app.print_json({**vars(found), "worst": [vars(prompt) for prompt in found.worst]})
+        return app.print_json(found.model_dump(mode="json"))
     from mechrl.tables import print_table
 
     skipped = f" without the {found.skipped} {file.unit}s that do not fit" if found.skipped else ""

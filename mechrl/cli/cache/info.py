@@ -8,6 +8,7 @@ import click
 from mechrl.cli import app
 
 if TYPE_CHECKING:
+    from mechrl.cache.information import ImportedInformation
     from mechrl.cache.reader import Cache
 
 
@@ -30,31 +31,21 @@ def print_built(path: Path, as_json: bool) -> None:
 
 def print_info(opened: "Cache", as_json: bool) -> None:
     """What a cache holds."""
-    if opened.imported:
-        return _print_imported(opened, as_json)
-    tasks = {
-        task: {
-            "prompts": len(opened.clean(task)),
-            "clean_logit_diff": float(opened.clean(task).mean()),
-            "accuracy": opened.accuracy(task),
-            "top1_accuracy": float(opened.clean(task, "top1").mean()),
-            "does_task": opened.task_attributes(task)["does_task"],
-            "answers_in_both_splits": " of ".join(map(str, opened.answer_overlap(task))),
-        }
-        for task in opened.tasks
-    }
-    from mechrl.vocabulary import said_of_bos
+    from mechrl.cache.information import ImportedInformation, cache_information
 
-    control = float(opened.content.arrays["/control/clean"].mean())
+    information = cache_information(opened)
     if as_json:
-        return app.print_json({"path": str(opened.path), **opened.attributes, "tasks": tasks, "control_loss": control})
+        return app.print_json(information.model_dump(mode="json"))
+    if isinstance(information, ImportedInformation):
+        return _print_imported(opened, information)
     from mechrl.tables import print_table
+    from mechrl.vocabulary import said_of_bos
 
     a = opened.attributes
     click.echo(f"{opened.path}: {a['ablation']} ablation of {opened.n_layers} × {opened.n_heads} heads of {a['model']}")
     click.echo(
         f"control: {a['control_source'][:17]}, {len(opened.control_damage)} spans of "
-        f"{opened.content.arrays['/control/tokens'].shape[1]} tokens, clean loss {control:.3f} nats; "
+        f"{opened.content.arrays['/control/tokens'].shape[1]} tokens, clean loss {information.control_loss:.3f} nats; "
         f"{said_of_bos(a['prepend_bos'], a.get('bos_token', ''))}"
     )
     click.echo(f"fingerprint of the model {a['model_sha256'][:12]}, of the content {opened.sha256[:12]}")
@@ -63,30 +54,20 @@ def print_info(opened: "Cache", as_json: bool) -> None:
         "",
         columns,
         [
-            [task, *(v if not isinstance(v, bool) else ("yes" if v else "NO") for v in values.values())]
-            for task, values in tasks.items()
+            [task, *(v if not isinstance(v, bool) else ("yes" if v else "NO") for _, v in values)]
+            for task, values in information.tasks.items()
         ],
         secondary=["eval. answers also in training", "top-1", "prompts", "does it", "accuracy"],
     )
 
 
-def _print_imported(opened: "Cache", as_json: bool) -> None:
-    tasks = {
-        task: {
-            "episodes": len(scores),
-            "evaluation_episodes": len(opened.batch_damage(task)),
-            "mean_best_score": float(scores.max(1).mean()),
-        }
-        for task, scores in ((task, opened.episode_scores(task)) for task in opened.tasks)
-    }
-    a = opened.attributes
-    if as_json:
-        return app.print_json({"path": str(opened.path), **a, "tasks": tasks})
+def _print_imported(opened: "Cache", information: "ImportedInformation") -> None:
     from mechrl.tables import print_table
 
+    a = opened.attributes
     click.echo(f"{opened.path}: scores of {opened.n_layers} × {opened.n_heads} heads, measured elsewhere")
     click.echo(f"imported from {a['imported']} (sha256 {a['imported_sha256'][:12]}); no prompts, it cannot be replayed")
     click.echo(f"model {a['model']}; fingerprint of the content {opened.sha256[:12]}")
     columns = ["task", "episodes", "for evaluation", "mean best score"]
-    rows = [[task, *values.values()] for task, values in tasks.items()]
+    rows = [[task, *(v for _, v in values)] for task, values in information.tasks.items()]
     print_table("", columns, rows, secondary=["for evaluation", "episodes"])

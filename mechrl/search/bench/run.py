@@ -15,9 +15,11 @@ from threadpoolctl import threadpool_limits
 
 from mechrl.cache.reader import Cache
 from mechrl.errors import MachineError, MechrlError, UsageError
-from mechrl.search.bench.statistics import RESAMPLES, Cells, resampled_truth
-from mechrl.search.bench.verdict import AGENTS, Outcome, Verdict, verdicts
-from mechrl.search.methods.orders import task_order
+from mechrl.results import safe_text
+from mechrl.search.bench.result import BUDGETS, Benchmark, Fingerprints
+from mechrl.search.bench.statistics import RESAMPLES, resampled_truth
+from mechrl.search.bench.summary import BenchmarkRun, order_pairs, summarize
+from mechrl.search.bench.verdict import AGENTS, Outcome
 from mechrl.search.methods.registry import Method, all_methods, select_methods
 from mechrl.search.problem import ATTRIBUTION, REFERENCE, SCORES, TRACKS, Problem, families, family_of
 from mechrl.search.protocol import RATIO_PICKS, Evaluation, cost_to, coverages, evaluate, exhaustive_runs, mean_curve
@@ -25,7 +27,6 @@ from mechrl.tasks import EVALUATION, TRAIN
 
 SEEDS = 3
 SELECTION_EPISODES = 4  # of each task, when a comparator is chosen
-BUDGETS = (2.0, 5.0, 10.0)  # runs at which coverage is printed
 
 
 @dataclass(frozen=True)
@@ -52,42 +53,15 @@ class Job:
     target: str = ""
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Everything that was measured.
+def bench(paths: Sequence[Path], **settings: Any) -> Benchmark:
+    """Run methods on every held-out family of every cache.
 
-    :param families: the tasks of each family, by cache.
-    :param cost_grid: of the curves, in runs, float64 [cost].
-    :param pairs: the static order of one task on another, by cache: (order of, on) → cost to 90 %, ratio after 3 picks
-        (None where no episode has one).
-    :param by_protocol: whether methods, seeds, tracks and control weight are docs/protocol.md's; else this is
-        exploratory.
-    :param fingerprints: model, model_sha256 and cache_sha256 of each cache.
+    :param settings: as `run_benchmark`.
     """
-
-    families: dict[str, dict[str, list[str]]]
-    methods: list[Method]
-    outcomes: list[Outcome]
-    cost_grid: np.ndarray
-    verdicts: list[Verdict]
-    pairs: dict[str, dict[tuple[str, str], tuple[float, float | None]]]
-    by_protocol: bool
-    fingerprints: dict[str, dict[str, str]]
-
-    def cells(self, method: str, what: str = "log_cost") -> Cells:
-        """family → task → cache → the values of one method."""
-        cells: dict[str, dict[str, dict[str, list]]] = {}
-        for o in self.outcomes:
-            if o.method == method:
-                rows = cells.setdefault(o.family, {}).setdefault(o.task, {}).setdefault(o.cache, [])
-                rows.append(getattr(o, what))
-        return {
-            family: {task: {cache: [(1, np.stack(rows))] for cache, rows in c.items()} for task, c in tasks.items()}
-            for family, tasks in cells.items()
-        }
+    return run_benchmark(paths, **settings).result
 
 
-def bench(
+def run_benchmark(
     paths: Sequence[Path],
     *,
     names: Sequence[str] | None = None,
@@ -98,8 +72,8 @@ def bench(
     plugin: Path | None = None,
     checkpoint: Path | None = None,
     on_progress: Callable[[float, float], None] = lambda done, total: None,
-) -> Benchmark:
-    """Run methods on every held-out family of every cache.
+) -> BenchmarkRun:
+    """Run methods on every held-out family of every cache, and keep the resamples beside the result.
 
     :param names: of the methods; None for all of the tracks.
     :param seeds: how many, from 0 on, for methods that their seed changes.
@@ -109,16 +83,16 @@ def bench(
     :raises UsageError: no such method, fewer than two families, or a cache without attribution in that track.
     """
     chosen = select_methods(names, tracks, plugin, checkpoint)
-    caches = {str(path): open_cache(path) for path in paths}
+    caches = {safe_text(path): open_cache(path) for path in paths}
     if len({cache.sha256 for cache in caches.values()}) < len(paths):
         raise UsageError("the same cache is named twice")
-    found = {name: families(cache) for name, cache in caches.items()}
+    of_caches = {name: families(cache) for name, cache in caches.items()}
     for name, cache in caches.items():
-        _check(name, cache, found[name], chosen, checkpoint)
+        _check(name, cache, of_caches[name], chosen, checkpoint)
     jobs = [
         job
         for path in paths
-        for job in _jobs(path, found[str(path)], chosen, seeds, control_weight, plugin, checkpoint)
+        for job in _jobs(path, of_caches[safe_text(path)], chosen, seeds, control_weight, plugin, checkpoint)
     ]
     longest = max(exhaustive_runs(cache.n_layers, cache.n_heads) for cache in caches.values())
     grid = np.union1d(np.geomspace(0.1, 2 * longest, 80), BUDGETS)
@@ -132,14 +106,22 @@ def bench(
         else:
             outcomes += of_job
     outcomes.sort(key=lambda o: (o.cache, o.family, o.task, o.method, o.seed))
-    pairs = {name: order_pairs(cache, found[name], control_weight) for name, cache in caches.items()}
-    by_protocol = (names, tuple(tracks), seeds, control_weight) == (None, TRACKS, SEEDS, 1.0)
-    fingerprints = {
-        name: {key: cache.attributes[key] for key in ("model", "model_sha256")} | {"cache_sha256": cache.sha256}
-        for name, cache in caches.items()
-    }
-    found_verdicts = verdicts(outcomes, selection)
-    return Benchmark(found, chosen, outcomes, grid, found_verdicts, pairs, by_protocol, fingerprints)
+    result = summarize(
+        chosen,
+        outcomes,
+        selection,
+        grid,
+        by_protocol=(names, tuple(tracks), seeds, control_weight) == (None, TRACKS, SEEDS, 1.0),
+        families=of_caches,
+        caches={name: _fingerprints(cache) for name, cache in caches.items()},
+        pairs={name: order_pairs(cache, of_caches[name], control_weight) for name, cache in caches.items()},
+    )
+    return BenchmarkRun(result, chosen, outcomes)
+
+
+def _fingerprints(cache: Cache) -> Fingerprints:
+    model, model_sha256 = (safe_text(cache.attributes[key]) for key in ("model", "model_sha256"))
+    return Fingerprints(model=model, model_sha256=model_sha256, cache_sha256=cache.sha256)
 
 
 @lru_cache(maxsize=8)
@@ -147,16 +129,18 @@ def open_cache(path: Path) -> Cache:
     return Cache.open(path)
 
 
-def _check(name: str, cache: Cache, found: Mapping, methods: Sequence[Method], checkpoint: Path | None) -> None:
+def _check(
+    name: str, cache: Cache, found: Mapping[str, list[str]], methods: Sequence[Method], checkpoint: Path | None
+) -> None:
     cache.check_replayable()  # an imported table has one task and no prompts
     if len(found) < 2:
         raise UsageError(
             f"{name}: tasks of {len(found)} famil{'y' if len(found) == 1 else 'ies'} that the model does "
-            f"({', '.join(found) or 'none'}), and leaving one out needs two; mechrl-cache build --tasks all has five"
+            f"({', '.join(found) or 'none'}), and leaving one out needs two; a cache of all built-in tasks has five"
         )
     tasks = [task for of_family in found.values() for task in of_family]
     if any(m.track == ATTRIBUTION for m in methods) and any(cache.attribution(task) is None for task in tasks):
-        raise UsageError(f"{name} holds no attribution: build it again with this mechrl, or use --track scores")
+        raise UsageError(f"{name} holds no attribution: build it again with this mechrl, or leave out that track")
     if checkpoint is not None:
         from mechrl.search.ppo.checkpoint import adapt_to_cache, load_checkpoint
 
@@ -232,7 +216,7 @@ def _run(jobs: Sequence[Job], grid: np.ndarray, workers: int) -> Iterator[tuple[
         except BrokenProcessPool as error:
             raise MachineError(
                 f"one of the {workers} processes was ended from outside, as happens when memory runs out; fewer "
-                "--workers need less"
+                "need less"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -294,26 +278,7 @@ def _outcome(
     tables = sum(int(cache.in_split(task, TRAIN).sum()) // cache.batch_size for task in job.train) * most
     ratios = {p: evaluation.ratios(p) for p in RATIO_PICKS if p <= cache.n_sites} if evaluation.whole else {}
     return Outcome(
-        str(job.path), job.family, evaluation.task, method.name, job.seed, np.log(cost), np.log(control_cost),
+        safe_text(job.path), job.family, evaluation.task, method.name, job.seed, np.log(cost), np.log(control_cost),
         bool(cost[0] >= most), mean_curve(reached, evaluation.runs, weights, grid),
         {p: float(r.mean()) for p, r in ratios.items() if len(r)}, tables if method.learns else 0.0, seconds,
     )  # fmt: skip
-
-
-def order_pairs(
-    cache: Cache, found: Mapping[str, list[str]], control_weight: float
-) -> dict[tuple[str, str], tuple[float, float | None]]:
-    """The order of each task's training episodes, on the evaluation episodes of every other: cost to 90 %, ratio@3."""
-    tasks = [task for of_family in found.values() for task in of_family]
-    most = exhaustive_runs(cache.n_layers, cache.n_heads)
-    pairs: dict[tuple[str, str], tuple[float, float | None]] = {}
-    for of in tasks:
-        search = task_order(Problem(cache, of, (), REFERENCE, control_weight))
-        for on in tasks:
-            if on != of:
-                evaluation = evaluate(cache, on, search, cache.n_sites, control_weight=control_weight)
-                ones = np.ones((1, len(evaluation.picked)))
-                cost = float(cost_to(evaluation.coverages()[None], evaluation.runs, ones, most)[0])
-                ratios = evaluation.ratios(3)
-                pairs[of, on] = (cost, float(ratios.mean()) if len(ratios) else None)
-    return pairs

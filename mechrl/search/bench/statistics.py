@@ -40,7 +40,7 @@ def _weights(rng: np.random.Generator, groups: np.ndarray, n: int) -> np.ndarray
     """How often each row is drawn when groups are, float32 [1 + n, row]; row 0 once each."""
     names, group = np.unique(groups, return_inverse=True)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), n)
-    return np.vstack([np.ones(len(group)), draws[:, group]]).astype(np.float32)
+    return np.asarray(np.vstack([np.ones(len(group)), draws[:, group]]), np.float32)
 
 
 def _means_of_others(rows: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
@@ -48,13 +48,13 @@ def _means_of_others(rows: np.ndarray, weights: np.ndarray, size: int) -> np.nda
     batched = weights.reshape(len(weights), -1, size)
     sums = np.einsum("rbp,bps->rbs", batched, rows.reshape(-1, size, rows.shape[1]), optimize=True)
     counts = batched.sum(2)[:, :, None]
-    return (sums.sum(1, keepdims=True) - sums) / np.maximum(counts.sum(1, keepdims=True) - counts, 1)
+    return np.asarray((sums.sum(1, keepdims=True) - sums) / np.maximum(counts.sum(1, keepdims=True) - counts, 1))
 
 
 def family_means(cells: Cells) -> dict[str, Any]:
     """Mean over the tasks of each family of the mean over caches, of values as they are (resample 0)."""
 
-    def mean(values: list) -> Any:
+    def mean(values: list[Any]) -> Any:
         return np.mean(values, axis=0)
 
     return {
@@ -64,7 +64,7 @@ def family_means(cells: Cells) -> dict[str, Any]:
 
 
 def _total(parts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
-    return np.sum([sign * values.mean(0) for sign, values in parts], axis=0)
+    return np.asarray(np.sum([sign * values.mean(0) for sign, values in parts], axis=0))
 
 
 def hierarchical(cells: Cells, seed: int = 0) -> tuple[Any, Any, Any]:
@@ -74,14 +74,14 @@ def hierarchical(cells: Cells, seed: int = 0) -> tuple[Any, Any, Any]:
     """
     rng = np.random.default_rng(seed)
 
-    def drawn(of: Mapping | Sequence) -> list:
+    def drawn(of: Mapping[str, Any] | Sequence[Any]) -> list[Any]:
         items = list(of.values()) if isinstance(of, Mapping) else list(of)
         return [items[i] for i in rng.integers(len(items), size=len(items))]
 
     def cell(parts: Sequence[tuple[int, np.ndarray]], r: int) -> Any:
         return sum(sign * values[rng.integers(len(values), size=len(values)), r].mean(0) for sign, values in parts)
 
-    def mean(values: list) -> Any:
+    def mean(values: list[Any]) -> Any:
         return sum(values) / len(values)
 
     n = min(v.shape[1] for tasks in cells.values() for c in tasks.values() for parts in c.values() for _, v in parts)

@@ -1,10 +1,12 @@
 """Whether the agent wins: the comparator, the statistic, the test and the closing sentence of docs/protocol.md."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from mechrl.intervals import Estimate
+from mechrl.search.bench.result import Verdict
 from mechrl.search.bench.statistics import family_means, hierarchical, holm, sign_flips
 from mechrl.search.problem import ATTRIBUTION, SCORES
 
@@ -40,41 +42,6 @@ class Outcome:
     set_up_seconds: float
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The agent against the comparator in one track.
-
-    :param comparators: by cache and held-out family.
-    :param families: log cost of the agent minus the comparator's, mean of each family; below zero the agent is cheaper.
-    :param low: end of the 95 % interval of their `mean`, like `high`.
-    :param censored: share of tasks on which neither got to 90 % before the exhaustive sweep, and so nothing differs.
-    :param p: one-sided; `adjusted` for the number of tracks.
-    """
-
-    track: str
-    agent: str
-    comparators: dict[str, dict[str, str]]
-    families: dict[str, float]
-    mean: float
-    low: float
-    high: float
-    censored: float
-    p: float
-    adjusted: float
-
-    @property
-    def sentence(self) -> str:
-        if self.high < 0 and self.adjusted <= LEVEL:
-            return WINS
-        within = np.log(1 - MARGIN) <= self.low and self.high <= np.log(1 + MARGIN)
-        return NO_DIFFERENCE if within and self.censored < 0.5 else UNDECIDED
-
-    @property
-    def too_few(self) -> bool:
-        """Whether there are too few families to claim transfer."""
-        return len(self.families) < LEAST_FAMILIES
-
-
 def verdicts(outcomes: Sequence[Outcome], selection: Sequence[tuple[str, str, Outcome]]) -> list[Verdict]:
     """The agent against the comparator, in each track that has both.
 
@@ -83,10 +50,10 @@ def verdicts(outcomes: Sequence[Outcome], selection: Sequence[tuple[str, str, Ou
     searches: dict[tuple[str, str, str, str | None], list[Outcome]] = {}
     for o in outcomes:
         searches.setdefault((o.cache, o.family, o.task, o.method), []).append(o)
-    found = []
+    measured = []
     for track, agent in AGENTS.items():
         comparators = choose_comparators([(target, o) for of_track, target, o in selection if of_track == track])
-        cells: dict[str, dict[str, dict[str, list]]] = {}
+        cells: dict[str, dict[str, dict[str, list[tuple[int, np.ndarray]]]]] = {}
         censored = []
         for (cache, family, task, method), ours in searches.items():
             theirs = searches.get((cache, family, task, comparators.get(cache, {}).get(family)))
@@ -94,17 +61,47 @@ def verdicts(outcomes: Sequence[Outcome], selection: Sequence[tuple[str, str, Ou
                 pair = [(1, np.stack([o.log_cost for o in ours])), (-1, np.stack([o.log_cost for o in theirs]))]
                 cells.setdefault(family, {}).setdefault(task, {})[cache] = pair
                 censored.append(all(o.censored for o in ours + theirs))
-        if not cells:
-            continue
-        of_family = family_means(cells)
-        found.append(
-            Verdict(
-                track, agent, comparators, of_family, *hierarchical(cells), float(np.mean(censored)),
-                sign_flips(list(of_family.values())), 1.0,
-            )
-        )  # fmt: skip
-    adjusted = holm({verdict.track: verdict.p for verdict in found})
-    return [replace(verdict, adjusted=adjusted[verdict.track]) for verdict in found]
+        if cells:
+            measured.append((track, agent, comparators, cells, float(np.mean(censored))))
+    p_values = {track: sign_flips(list(family_means(cells).values())) for track, _, _, cells, _ in measured}
+    adjusted = holm(p_values)
+    return [
+        make_verdict(
+            track, agent, comparators, family_means(cells), Estimate(*map(float, hierarchical(cells))), censored,
+            p_values[track], adjusted[track],
+        )
+        for track, agent, comparators, cells, censored in measured
+    ]  # fmt: skip
+
+
+def make_verdict(
+    track: str,
+    agent: str,
+    comparators: dict[str, dict[str, str]],
+    families: Mapping[str, float],
+    difference: Estimate,
+    censored: float,
+    p: float,
+    p_adjusted: float,
+) -> Verdict:
+    """The verdict of a track.
+
+    :param comparators: by cache and held-out family.
+    :param families: log cost of the agent minus the comparator's, mean of each family; below zero the agent is cheaper.
+    :param difference: their mean.
+    :param censored: share of tasks on which neither got to 90 % before the exhaustive sweep.
+    """
+    sentence = UNDECIDED
+    if difference.high < 0 and p_adjusted <= LEVEL:
+        sentence = WINS
+    elif np.log(1 - MARGIN) <= difference.low and difference.high <= np.log(1 + MARGIN) and censored < 0.5:
+        sentence = NO_DIFFERENCE
+    ratio, low, high = np.exp(difference).tolist()
+    return Verdict(
+        track=track, agent=agent, sentence=sentence, too_few_families=len(families) < LEAST_FAMILIES,
+        censored=censored, cost_ratio=ratio, low=low, high=high, p=p, p_adjusted=p_adjusted, comparators=comparators,
+        family_cost_ratios={family: float(np.exp(value)) for family, value in families.items()},
+    )  # fmt: skip
 
 
 def choose_comparators(selection: Sequence[tuple[str, Outcome]]) -> dict[str, dict[str, str]]:

@@ -6,15 +6,49 @@ from typing import Any
 import numpy as np
 
 from mechrl.cache.reader import Cache
-from mechrl.cache.top import ROLE, TopHead
+from mechrl.cache.top import ROLE, TopHead, top_heads
 from mechrl.reporting import published
-from mechrl.reporting.blocks import Block, Figure, Table
-from mechrl.reporting.claims import estimate, number
-from mechrl.reporting.figures import heatmap, plain
-from mechrl.reporting.run import VerificationFile
+from mechrl.reporting.blocks import Block, Figure, Table, estimate, heatmap, number, plain
+from mechrl.reporting.run import OfModel, VerificationFile
 from mechrl.score import best_first
 
 GPT2_SMALL = ("gpt2", "openai-community/gpt2")
+
+
+def control_weight(model: OfModel, cache: Cache) -> float:
+    """The control weight of the first checkpoint that was trained on a cache; 1 where there is none."""
+    weights = [c.note.control_weight for c in model.checkpoints if c.note.cache_sha256 == cache.sha256]
+    return weights[0] if weights else 1.0
+
+
+def heads_in_order(cache: Cache, task: str, weight: float = 1.0) -> list[TopHead]:
+    """All heads with their intervals, in the order of the sites."""
+    return sorted(
+        top_heads(cache, task, n=cache.n_sites, control_weight=weight), key=lambda head: cache.site(head.head)
+    )
+
+
+def cache_claim(cache: Cache, task: str, heads: Sequence[TopHead]) -> str:
+    """The answer for a task from its cached numbers alone: the head with the highest score."""
+    best = max(heads, key=lambda head: head.score[0])
+    if best.damage is None:
+        return (
+            f"{best.head} scores highest: {estimate(best.score)} over {len(cache.episode_scores(task))} episodes, "
+            "measured elsewhere."
+        )
+    said = (
+        f"Removing {best.head} (total effect, {cache.attributes['ablation']} ablation, {len(cache.clean(task))} cached "
+        f"prompts) costs {number(best.damage[0])} nats of {number(float(cache.clean(task).mean()))} "
+        f"({number(best.damage[1])} to {number(best.damage[2])})"
+    )
+    if best.direct is not None:
+        said += f"; its direct effect is {number(best.direct[0])}"
+    if best.specificity is not None:
+        said += f"; on other tasks it costs {number(best.damage[0] - best.specificity[0])}"
+    said += ". No live model has confirmed it."
+    if not cache.task_attributes(task)["does_task"]:
+        said += " The model does not do this task, so this says nothing about heads."
+    return said
 
 
 def facts(cache: Cache, control_weight: float) -> list[tuple[str, str]]:
@@ -92,7 +126,7 @@ def maps(cache: Cache, task: str, heads: Sequence[TopHead], files: Sequence[Veri
     marked: dict[str, bool] = {}
     for file in files:
         for replayed in file.content.tasks[task].heads:
-            marked[replayed.head] = bool(replayed.answer)
+            marked[replayed.head] = replayed.answer
     said_of = published_roles(cache, task)
     named = {role: of for role, (of, _) in said_of.items()}
     notes = {h.head: _said_of_head(cache, task, h.head, marked) for h in heads}

@@ -1,20 +1,30 @@
-"""The numbers of a report as CSV, and its heat maps as PNG."""
+"""Numbers as CSV, and heat maps and curves as pictures."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mechrl.cache.storage import write_whole
-from mechrl.errors import MachineError
-from mechrl.reporting.findings import bench_on_caches, control_weight, heads_in_order
-from mechrl.reporting.heatmap import draw_heatmaps
-from mechrl.reporting.run import Run
+import numpy as np
+from matplotlib.figure import Figure
 
+from mechrl.cache.reader import Cache
+from mechrl.cache.storage import check_writable, write_whole
+from mechrl.errors import MachineError, UsageError
+from mechrl.reporting.cache_section import control_weight, heads_in_order
+from mechrl.reporting.run import Run
+from mechrl.reporting.search_section import bench_on_caches
+from mechrl.reporting.terminal import methods_of_track, shown_tracks
+from mechrl.search.bench.summary import BenchmarkRun
+from mechrl.search.bench.verdict import AGENTS
+from mechrl.search.problem import REFERENCE
+from mechrl.verification.result import VerifiedTask
+
+PICTURES = (".png", ".svg", ".pdf")  # endings
 INTERVAL = ("", "_low", "_high")
 HEAD_NUMBERS = ("damage", "control", "score", "direct", "indirect", "specificity")
 REPLAYED = ("damage", "score", "rank", "direct", "elsewhere")  # with intervals
-REPLAYED_PLAIN = ("cached", "live", "difference", "share", "p", "p_adjusted", "stands", "answer")
+REPLAYED_PLAIN = ("cached", "live", "difference", "share", "p", "p_adjusted", "top_share", "answer")
 
 
 def files_folder(report: Path) -> Path:
@@ -103,7 +113,7 @@ def _coverage(run: Run) -> Rows:
     )
 
 
-def _tasks(run: Run):
+def _tasks(run: Run) -> Iterator[tuple[str, str | None, str, VerifiedTask]]:
     return (
         (file.content.cache_sha256, file.content.checkpoint_sha256, name, task)
         for model in run.models
@@ -136,7 +146,7 @@ def _joint(run: Run) -> Rows:
 
 def _curves(run: Run) -> Rows:
     return [*OF_A_TASK, "ranking", "k", "kept", "ablated"], (
-        [*of, name, k, *(values[i] if values else "" for values in (ranking.kept, ranking.ablated))]
+        [*of, name, k, ranking.kept[i], ranking.ablated[i]]
         for *of, task in _tasks(run)
         if task.curves
         for name, ranking in task.curves.rankings.items()
@@ -153,3 +163,77 @@ def _bench(run: Run) -> Rows:
         for method in methods
         for runs, coverage in zip(bench.grid, bench.curve(method), strict=True)
     )
+
+
+def draw_heatmaps(cache: Cache, path: Path) -> None:
+    """Draws the mean score of every head on every task, and the control damage, over all prompts, in nats.
+
+    Of an imported cache, the mean score over all episodes.
+
+    :raises UsageError: the ending of the path is not that of a picture.
+    :raises MachineError: the path cannot be written to.
+    """
+    if path.suffix not in PICTURES:
+        raise UsageError(f"{path}: a heat map ends in one of {', '.join(PICTURES)}")
+    check_writable(path)
+    if cache.imported:
+        panels = {f"{task}: score": cache.episode_scores(task).mean(0) for task in cache.tasks}
+    else:
+        control = cache.control_damage.mean(0)
+        panels = {f"{task}: score": cache.damage(task).mean(0) - control for task in cache.tasks}
+        panels["control damage"] = control
+    figure = _heatmap_figure(panels, cache)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=110))
+
+
+def _heatmap_figure(panels: Mapping[str, np.ndarray], cache: Cache) -> Figure:
+    width, height = 1.2 + 0.52 * cache.n_heads, 1.2 + 0.36 * cache.n_layers
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(columns * width, rows * height + 0.4), layout="constrained")
+    source = "imported scores" if cache.imported else f"{cache.attributes['ablation']} ablation, nats"
+    figure.suptitle(f"{cache.attributes['model']}: {source}", parse_math=False)
+    for i, (title, values) in enumerate(panels.items()):
+        grid = values.reshape(cache.n_layers, cache.n_heads)
+        limit = float(np.abs(grid).max()) or 1.0
+        axes = figure.add_subplot(rows, columns, i + 1)
+        image = axes.imshow(grid, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+        axes.set(title=title, xlabel="head", ylabel="layer", xticks=range(cache.n_heads), yticks=range(cache.n_layers))
+        digits = 2 if limit > 0.5 else 3
+        for (layer, head), value in np.ndenumerate(np.round(grid, digits) + 0.0):
+            colour = "white" if abs(value) > 0.6 * limit else "black"
+            axes.text(head, layer, f"{value:.{digits}f}", ha="center", va="center", fontsize=6.5, color=colour)
+        figure.colorbar(image, ax=axes)
+    return figure
+
+
+def draw_curves(run: BenchmarkRun, path: Path, most: int = 6) -> None:
+    """Coverage against cost, a panel a track: the agent, the cheapest baselines and the references.
+
+    The agent and the cheapest baseline have a 95 % band.
+
+    :raises MachineError: the path cannot be written to.
+    """
+    result = run.result
+    tracks, grid = shown_tracks(result), result.cost_grid
+    figure = Figure(figsize=(6.4 * len(tracks), 4.6), layout="constrained")
+    for i, track in enumerate(tracks):
+        axes = figure.add_subplot(1, len(tracks), i + 1)
+        names = methods_of_track(result, track)
+        references = [name for name in names if result.methods[name].track == REFERENCE]
+        agents = [name for name in names if name == AGENTS[track]]
+        plain = [m.name for m in run.methods if m.track == track and not m.agent and not m.exploratory]
+        plain = [name for name in names if name in plain][:most]
+        for name in agents + plain:
+            mean, low, high = run.curve(name)
+            (line,) = axes.plot(grid, mean, label=name, linewidth=2.6 if name in agents else 1.4)
+            if name in agents + plain[:1]:
+                axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        for name, style in zip(references, ("--", ":", "-."), strict=False):
+            axes.plot(grid, run.curve(name)[0], style, label=name, color="0.3")
+        axes.axhline(0.9, color="0.6", linewidth=0.8)
+        axes.set(
+            title=f"track {track}", xlabel="cost of the search, runs", ylabel="coverage@k", xscale="log", ylim=(0, 1.02)
+        )
+        axes.legend(fontsize=7, loc="lower right")
+    write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=130))
