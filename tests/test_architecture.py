@@ -3,7 +3,9 @@
 import ast
 import pkgutil
 import re
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType
@@ -15,10 +17,10 @@ import mechrl
 PACKAGE = Path(mechrl.__file__).parent
 ORDER = [
     "errors", "process", "progress", "vocabulary", "intervals", "score", "tables", "results", "models", "tasks",
-    "ablation",
-    "cache", "building", "envs", "search", "verification", "reporting", "api", "cli",
+    "ablation", "cache", "building", "envs", "search", "verification", "reporting", "api", "cli",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+MANY_ALIKE = ("tasks", "cli")  # a file a task, a file a command
 SHOW_COMMANDS = ("cli", "reporting")  # the report prints the commands that make it again
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
 
@@ -37,6 +39,27 @@ def test_imports_go_one_way(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mechrl."):
             assert ORDER.index(room(node.module)) <= ORDER.index(own), f"{own} imports {node.module}"
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_two_modules_need_each_other():
+    """Nor does a longer circle, imports inside functions and those for types included."""
+    modules = {module_name(path): path for path in FILES}
+    needs: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        named = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+        named = {full if full in modules else full.rpartition(".")[0] for full in named}
+        needs[name] = named & modules.keys()
+    assert len(list(TopologicalSorter(needs).static_order())) == len(modules)
+
+
+def test_a_room_has_ten_files_at_most():
+    counts = Counter(path.parent for path in FILES if own_room(path) not in MANY_ALIKE)
+    assert max(counts.values()) <= 10, {str(folder): n for folder, n in counts.items() if n > 10}
 
 
 def texts(tree: ast.AST) -> Iterator[str]:

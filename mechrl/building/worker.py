@@ -92,7 +92,7 @@ class Worker:
                 "build started: two different models"
             )
         if recipe.tf32 and model.device.type != "cuda":
-            raise UsageError(f"--tf32 is for CUDA devices, and the model is on {model.device.type}")
+            raise UsageError(f"tf32 is for CUDA devices, and the model is on {model.device.type}")
         try:
             prompts, replacement = recipe.check
             expected = check_logits(model, prompts, replacement)

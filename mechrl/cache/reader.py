@@ -55,9 +55,23 @@ class Cache:
         return f"Cache({str(self.path)!r}: {size} of {self.attributes['model']}, tasks {', '.join(self.tasks)})"
 
     def _repr_html_(self) -> str:
-        from mechrl.cache.notebook import cache_html
+        """A table of the tasks, and for each a heat map of the mean scores on the evaluation split."""
+        from mechrl.tables import html_heatmap, html_table
 
-        return cache_html(self)
+        if self.imported:
+            columns = ["task", "episodes"]
+            rows: list[list[object]] = [[task, len(self.episode_scores(task))] for task in self.tasks]
+        else:
+            columns = ["task", "prompts", "accuracy", "clean logit difference"]
+            rows = [
+                [task, len(self.clean(task)), self.accuracy(task), float(self.clean(task).mean())]
+                for task in self.tasks
+            ]
+        maps = [
+            html_heatmap(f"{task}: mean score", self.scores(task).reshape(self.n_layers, self.n_heads))
+            for task in self.tasks
+        ]
+        return html_table(repr(self), columns, rows) + "".join(maps)
 
     @property
     def attributes(self) -> Mapping[str, Any]:

@@ -134,7 +134,7 @@ def test_a_scheduler_that_does_not_answer(monkeypatch):
     [
         ("--workers 2 --scheduler tcp://127.0.0.1:1", 2, "give one of them"),
         ("--scheduler tcp://127.0.0.1:1", 1, "no Dask scheduler answers at tcp://127.0.0.1:1"),
-        ("--tf32 --device cpu", 2, "--tf32 is for CUDA devices, and the model is on cpu"),
+        ("--tf32 --device cpu", 2, "tf32 is for CUDA devices, and the model is on cpu"),
         ("--tf32 --dtype float16", 2, "tf32 goes with float32"),
     ],
 )
@@ -156,7 +156,7 @@ def test_without_dask_the_message_says_how_to_get_it(tmp_path, call, monkeypatch
     [
         ({"mechrl_version": "9.9"}, "mechrl is 0.1.0 here and 9.9 where the build started"),
         ({"model_sha256": "f" * 64}, r"'mini' has fingerprint \w+ here and ffffffffffff where the build started"),
-        ({"tf32": True}, "--tf32 is for CUDA devices, and the model is on cpu"),
+        ({"tf32": True}, "tf32 is for CUDA devices, and the model is on cpu"),
     ],
 )
 def test_a_worker_of_another_kind_refuses(in_this_process, recipe, shard, change, message):

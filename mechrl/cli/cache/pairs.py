@@ -17,8 +17,8 @@ def pairs(path: Path, tasks: list[str], n: int, as_json: bool) -> None:
 
     Interaction above zero: together they cost more than one by one, as heads that stand in for one another do.
     """
-    from mechrl.cache.pairs import top_pairs
     from mechrl.cache.reader import Cache
+    from mechrl.cache.top import top_pairs
 
     opened = Cache.open(path)
     pairs_of = {task: top_pairs(opened, task, n) for task in tasks or opened.tasks}
