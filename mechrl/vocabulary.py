@@ -37,7 +37,8 @@ class Vocabulary:
         """The token that stands for what the tokenizer does not know, if it has one."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         token = getattr(backend and backend.model, "unk_token", None)
-        return self.tokenizer.convert_tokens_to_ids(token) if token else self.tokenizer.unk_token_id
+        unknown: int | None = self.tokenizer.convert_tokens_to_ids(token) if token else self.tokenizer.unk_token_id
+        return unknown
 
     def unknown_in(self, text: str, ids: Sequence[int]) -> bool:
         """Whether the tokenizer does not know a part of a text, `ids` being what it makes of it."""

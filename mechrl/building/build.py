@@ -1,7 +1,7 @@
 """Building a cache: self-check, one piece after another into `<out>.build/`, and the merge."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import mechrl
-from mechrl.ablation import NOTHING, Ablation
+from mechrl.ablation import NOTHING, Ablation, Replacement
 from mechrl.ablation.roles import measure_roles
 from mechrl.building.check import file_notes
 from mechrl.building.cluster import connect, sweep_shards
@@ -93,20 +93,9 @@ def build(
         missing = [piece for piece in pieces if finished[piece] is None]
         begins = plan(settings, material)[0]  # the roles are in the file that holds this piece
         roles = measure_roles(model) if begins in missing else {}  # in float32: a worker casts the model
-        first = settings.names[0]
-        rows = _rows_to_check(material.prompts[first].length)
-        other = material.replacements(model, settings, {first, *(piece.name for piece in missing)}) if missing else {}
-        recipe = Recipe(
-            mechrl.__version__,
-            absolute_name(model.name),
-            model.revision,
-            model.sha256,
-            settings.dtype,
-            settings.tf32,
-            (material.prompts[first][rows], other.get(first, NOTHING)[rows]),
-            min((part.root["effective_batch"] for part in finished.values() if part is not None), default=None),
-            settings.sets == PAIRS,
-        )
+        swept_names = {settings.names[0], *(piece.name for piece in missing)}
+        other = material.replacements(model, settings, swept_names) if missing else {}
+        recipe = _recipe(model, settings, material, other, finished.values())
         shards = [material.shard(piece, settings.batch_size, other[piece.name]) for piece in missing]
         if cluster is None:
             swept = _sweep_here(model, recipe, shards, progress) if shards else iter(())
@@ -121,6 +110,29 @@ def build(
         parts = [Part.read(_shard_path(folder, piece)) for piece in pieces]
         write_content(out, merge(parts) if shard[1] == 1 else join_parts(parts))
     return out
+
+
+def _recipe(
+    model: Model,
+    settings: BuildSettings,
+    material: Material,
+    other: Mapping[str, Replacement],
+    finished: Iterable[Part | None],
+) -> Recipe:
+    """What all workers must agree on; passes are as large as those of the shards that are there already."""
+    first = settings.names[0]
+    rows = _rows_to_check(material.prompts[first].length)
+    return Recipe(
+        mechrl.__version__,
+        absolute_name(model.name),
+        model.revision,
+        model.sha256,
+        settings.dtype,
+        settings.tf32,
+        (material.prompts[first][rows], other.get(first, NOTHING)[rows]),
+        min((part.root["effective_batch"] for part in finished if part is not None), default=None),
+        settings.sets == PAIRS,
+    )
 
 
 def build_files(
@@ -204,7 +216,7 @@ def merge_files(out: Path, parts: Sequence[Path]) -> None:
 def _rows_to_check(length: np.ndarray) -> np.ndarray:
     """A few rows for the self-check, int [row]: the shortest, the longest, and two between."""
     by_length = np.argsort(length, kind="stable")
-    return by_length[np.linspace(0, len(length) - 1, 4).astype(int)]
+    return np.asarray(by_length[np.linspace(0, len(length) - 1, 4).astype(int)])
 
 
 def _sweep_here(model: Model, recipe: Recipe, shards: Sequence[Shard], progress: Work) -> Iterator[Swept]:

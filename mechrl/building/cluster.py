@@ -15,7 +15,7 @@ TRIES = 3  # of a shard, before its error stops the build
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 60  # until the first worker must be there
 
-_worker: tuple[tuple, Worker] | None = None  # of this process: the model is loaded once
+_worker: tuple[tuple[Any, ...], Worker] | None = None  # of this process: the model is loaded once
 _gpu_lock: Any = None
 
 
@@ -84,13 +84,13 @@ def sweep_shards(client: Any, recipe: Recipe, device: str, shards: Sequence[Shar
     :param device: `auto`, `cuda` or `cpu`; each worker makes out for itself which one it has.
     :raises MechrlError: a shard failed three times, or a worker has another mechrl or model.
     """
-    from distributed import as_completed
+    distributed = _dask()
 
     futures = {
         client.submit(sweep_shard, recipe, device, shard, pure=False, retries=TRIES - 1): shard for shard in shards
     }
     try:
-        for future in as_completed(futures):
+        for future in distributed.as_completed(futures):
             piece = futures[future].piece
             try:
                 result = future.result()
