@@ -153,6 +153,8 @@ def train(
     check_writable(path)
     if path.resolve() == opened.path.resolve():
         raise UsageError(f"{path} would overwrite the cache: give the checkpoint another name")
+    if tensorboard is not None:
+        Path(tensorboard).mkdir(parents=True, exist_ok=True)
     live_model = None
     if live:
         from mechrl.models import load_model

@@ -45,13 +45,13 @@ Count = Annotated[int, Field(ge=0, le=10**6)]
 Estimate = Annotated[intervals.Estimate, AfterValidator(_ordered)]
 
 
-class Part(BaseModel):
+class ResultPart(BaseModel):
     """A part of a result: frozen, and a number is a number and not a text. Fields that it does not know are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
-class Result(Part):
+class Result(ResultPart):
     """A result as a whole; a class of it names its `format` and its `format_version`.
 
     :param written_by: the command that writes it.
@@ -93,7 +93,7 @@ def read_result(path: Path, kinds: Sequence[type[Result]]) -> Result | None:
         return None
     for kind in kinds:
         fields = kind.model_fields
-        if "format" not in found and kind.older in found:
+        if kind.older and "format" not in found and kind.older in found:
             raise FileError(f"{path}: an older mechrl wrote it, without a format; run {kind.written_by} again")
         if found.get("format") == (name := fields["format"].default):
             if found.get("format_version") != (version := fields["format_version"].default):

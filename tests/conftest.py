@@ -17,8 +17,6 @@ from mechrl.cli import app
 from mechrl.models import Model, load_model
 from mechrl.process import keep_freed_memory
 
-keep_freed_memory()
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What limits memory runs first, in a process that has freed none which could still be used."""
@@ -34,6 +32,7 @@ def mini() -> Model:
 @pytest.fixture(scope="session")
 def small_cache(mini: Model, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """A cache of `mini` with few prompts. Not to be changed."""
+    keep_freed_memory()
     return Cache.open(build(mini, SMALL, tmp_path_factory.mktemp("cache") / "mini.h5"))
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType
 
 import pytest
 
 import mechrl
+from mechrl.errors import UsageError
 
 PACKAGE = Path(mechrl.__file__).parent
 ORDER = [
@@ -88,5 +88,14 @@ def test_no_import_rebinds_a_name_of_the_package():
     for module in pkgutil.walk_packages([str(PACKAGE)], "mechrl."):
         import_module(module.name)
     assert {name: getattr(mechrl, name) for name in mechrl.__all__} == before
-    for name in set(mechrl.__all__) & {"build", "load", "train", "verify", "bench", "report", "top_heads"}:
-        assert isinstance(getattr(mechrl, name), FunctionType), name
+    nowhere = "nowhere/none.h5"
+    for call in (
+        lambda: mechrl.build("mini", nowhere + ".jsonl"),
+        lambda: mechrl.load(nowhere),
+        lambda: mechrl.train(nowhere),
+        lambda: mechrl.verify("nowhere/none.zip", nowhere),
+        lambda: mechrl.bench(nowhere, workers=1),
+        lambda: mechrl.report(nowhere),
+    ):
+        with pytest.raises(UsageError, match="nowhere"):
+            call()

@@ -9,8 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mechrl.ablation import reference
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.self_check import check_logits, self_check
-from mechrl.ablation.sweep import sweep_task
-from mechrl.building.check import clean_measures
+from mechrl.ablation.sweep import clean_measures, sweep_task
 from mechrl.errors import UsageError
 from mechrl.models import check_length, load_model
 from mechrl.models.probe import PROBE_TOKENS
@@ -54,7 +53,7 @@ def test_every_number_is_that_of_the_prompt_alone(long_rope):
     prompts = prompts_of(15, 130, 60, 97)
     forward = Forward(long_rope)
     clean, ablated = sweep_task(forward, prompts)
-    said, slow = clean_measures(long_rope, prompts)[0]["logit_diff"], reference.logit_diff(long_rope, prompts, 5)
+    said, slow = clean_measures(forward, prompts)[0]["logit_diff"], reference.logit_diff(long_rope, prompts, 5)
     for row in range(len(prompts)):
         alone = prompts[np.array([row])]
         alone_clean, alone_ablated = sweep_task(forward, alone)

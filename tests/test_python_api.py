@@ -183,6 +183,6 @@ def test_a_report_is_written_from_python(small_cache, tmp_path):
 
 def test_a_comparison_from_python(small_cache, tmp_path):
     result = mechrl.bench(small_cache.path, ["random"], track="scores", seeds=1, progress=False)
-    assert {outcome.method for outcome in result.outcomes} == {"random"}
+    assert {row.method for row in result.tasks} == {"random"}
     with pytest.raises(UsageError, match="both"):
         mechrl.bench(small_cache.path, track="bth")

@@ -12,7 +12,7 @@ def _logsumexp_of(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def measure(
     logits: torch.Tensor, clean_logprobs: torch.Tensor, answers: torch.Tensor, wrongs: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """All measures of DESIGN, each […, row].
+    """All measures, each […, row].
 
     - `logit_diff`: logsumexp of the answers' logits minus logsumexp of the wrongs', in nats.
     - `logprob`: log probability of the answers together, in nats.

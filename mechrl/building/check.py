@@ -7,21 +7,20 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mechrl.ablation import sweep
 from mechrl.ablation.forward import Forward
+from mechrl.ablation.sweep import clean_measures
 from mechrl.models import Model, check_length
-from mechrl.results import Part, Result, Share
+from mechrl.results import Result, ResultPart, Share
 from mechrl.tasks import Prompts, TaskFile, Vocabulary
 from mechrl.tasks.base import tokenize
 from mechrl.tasks.batches import arrange, fitting_batch_size
 from mechrl.tasks.fitting import check_file
 from mechrl.tasks.seam import line_end, other_spelling
 
-ROWS = 32  # at a time
 FAR_MORE = 2.0  # nats
 
 
-class WorstPrompt(Part):
+class WorstPrompt(ResultPart):
     """A prompt that the model does badly on, with what it says instead.
 
     :param line: of the file; `logit_diff` in nats.
@@ -76,7 +75,7 @@ def check_task(model: Model, file: TaskFile, n_worst: int = 5) -> TaskCheck:
     arrange(file, model.vocabulary, fitting_batch_size([file]))  # whether a build would take it
     prompts = tokenize(file.name, file.examples, model.vocabulary, 0)
     check_length(model, int(prompts.length.max()))
-    measures, said = clean_measures(model, prompts)
+    measures, said = clean_measures(Forward(model), prompts)
     logit_diff = measures["logit_diff"]
     worst = [
         WorstPrompt(
@@ -159,7 +158,7 @@ def _model_notes(model: Model, file: TaskFile, prompts: Prompts, measures: Mappi
     if not rows:
         return found
     respelt = replace(prompts[np.array(rows)], answers=np.array(others, np.int32))
-    ours, theirs = measures["logprob"][rows].mean(), clean_measures(model, respelt)[0]["logprob"].mean()
+    ours, theirs = measures["logprob"][rows].mean(), clean_measures(Forward(model), respelt)[0]["logprob"].mean()
     if theirs > ours + FAR_MORE:
         word = str(file.examples[rows[0]].answers[0])
         found.append(
@@ -167,14 +166,6 @@ def _model_notes(model: Model, file: TaskFile, prompts: Prompts, measures: Mappi
             f"{other_spelling(word)!r} and not {word!r}: mean log probability {theirs:.1f} against {ours:.1f}"
         )
     return found
-
-
-def clean_measures(model: Model, prompts: Prompts) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """All measures of the intact model, float32 [prompt] each, and its most probable next token, int [prompt]."""
-    forward = Forward(model)
-    parts = [sweep.clean_measures(forward, prompts[first : first + ROWS]) for first in range(0, len(prompts), ROWS)]
-    measures = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
-    return measures, np.concatenate([part[1] for part in parts])
 
 
 def decode(vocabulary: Vocabulary, token: int) -> str:

@@ -98,7 +98,8 @@ class Content:
 
     def task_names(self) -> list[str]:
         """In the order of the file's `task_order`."""
-        return list(json.loads(self.root["task_order"]))
+        names: list[str] = json.loads(self.root["task_order"])  # checked when a cache is opened
+        return names
 
 
 def blocks(array: np.ndarray | Column) -> Iterator[np.ndarray]:

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from mechrl.cache.reader import Cache
-from mechrl.results import Count, Number, Part, Result, Share
+from mechrl.results import Count, Number, Result, ResultPart, Share
 
 
-class TaskInformation(Part):
+class TaskInformation(ResultPart):
     """A task of a cache, over all its prompts.
 
     :param clean_logit_diff: mean of the intact model, in nats.
@@ -25,7 +25,7 @@ class TaskInformation(Part):
     answers_in_both_splits: str
 
 
-class ImportedTask(Part):
+class ImportedTask(ResultPart):
     """A task whose scores others measured."""
 
     episodes: Count

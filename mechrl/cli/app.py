@@ -47,7 +47,7 @@ def threads(default: int | None) -> Callable[[FC], FC]:
 
 
 def run(command: click.Command) -> NoReturn:
-    """Runs a command as a program: one message on stderr and DESIGN's exit code for whatever goes wrong."""
+    """Runs a command as a program: one message on stderr and its exit code for whatever goes wrong."""
     debug = DEBUG in sys.argv
     _accept_debug(command)
     try:

@@ -5,13 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mechrl.results import Count, Estimate, Head, Number, Part, Result, Share, Text
+from mechrl.results import Count, Estimate, Head, Number, Result, ResultPart, Share, Text
 from mechrl.tables import html_table, shown
 
 EVALUATION_PROMPTS = "evaluation prompts"  # stand in for fresh ones
 
 
-class HeadTest(Part):
+class HeadTest(ResultPart):
     """One head's test on fresh prompts.
 
     :param damage: mean damage; `share` the same ÷ the clean logit difference.
@@ -58,14 +58,14 @@ class VerifiedHead(HeadTest):
         return self
 
 
-class FaithfulTask(Part):
+class FaithfulTask(ResultPart):
     """Does the cache equal the model on the task? `difference`: the largest one between two numbers."""
 
     answer: bool
     difference: Number
 
 
-class Faithful(Part):
+class Faithful(ResultPart):
     """Does the cache equal the model, on control text and on every task?
 
     :param tolerance: the largest difference that passes.
@@ -77,7 +77,7 @@ class Faithful(Part):
     control_difference: Number
 
 
-class Replicates(Part):
+class Replicates(ResultPart):
     """Does every picked head pass its test on fresh prompts?
 
     :param fresh_from: where they come from, see `fresh.unseen_prompts`; `prompts` and `groups`: how many.
@@ -99,7 +99,7 @@ class Replicates(Part):
     rank_limit: Count
 
 
-class Specific(Part):
+class Specific(ResultPart):
     """Does the test find nothing where there is nothing to find, the answers being permuted among the prompts?
 
     :param answer: None where it was not asked: nothing changes, or the model still does a fifth of the task.
@@ -112,7 +112,7 @@ class Specific(Part):
     clean: Number | None
 
 
-class Complete(Part):
+class Complete(ResultPart):
     """Do the picked heads reach 90 % of the best? In each resample the best are those of that resample.
 
     :param coverage: the scores of the tested heads together ÷ those of as many best heads, negatives as 0.
@@ -126,7 +126,7 @@ class Complete(Part):
     best: list[Head]
 
 
-class Joint(Part):
+class Joint(ResultPart):
     """Some heads ablated together: their damage, the sum of what each costs alone, and the difference."""
 
     heads: list[Head]
@@ -135,7 +135,7 @@ class Joint(Part):
     interaction: Estimate
 
 
-class Ranking(Part):
+class Ranking(ResultPart):
     """The curves of one ranking: mean logit difference at each count k, and the areas under faithfulness.
 
     :param heads: the most important first.
@@ -153,7 +153,7 @@ class Ranking(Part):
     heads: list[Head]
 
 
-class Curves(Part):
+class Curves(ResultPart):
     """Necessity and sufficiency of rankings of heads. MLPs are always kept.
 
     :param counts: the numbers of heads, k.
@@ -176,7 +176,7 @@ class Curves(Part):
         return self
 
 
-class VerifiedTask(Part):
+class VerifiedTask(ResultPart):
     """The picked heads of one task, and the four answers.
 
     :param trained: whether the agent was trained on the task; only then its answers decide the verdict.

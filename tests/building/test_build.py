@@ -150,7 +150,7 @@ def test_a_batch_is_run_through_the_intact_model_once(mini, tmp_path, monkeypatc
             handle.remove()
 
     monkeypatch.setattr(Worker, "_batch", counted)
-    settings = BuildSettings(tasks=("ioi",), batches=3, batch_size=2, control_batches=3, ablation=kind, sets="pairs")
+    settings = BuildSettings(tasks=("ioi",), batches=3, batch_size=2, control_batches=3, ablation=kind)
     build(mini, settings, tmp_path / "out.h5")
     assert Counter(embedded) == dict.fromkeys(("ioi", "control"), 3 * (1 + with_twins + STEPS))
 
@@ -246,9 +246,9 @@ def test_parts_made_from_different_versions_of_a_task_file_are_refused(mini, tmp
         ({"tasks": ()}, "one or more tasks"),
         ({"ablation": "mean"}, "unknown ablation 'mean'"),
         ({"tasks": ("ioi", "ioi")}, "each once"),
-        ({"batches": 2}, "--batches must be at least 3"),
-        ({"control_batches": 0}, "--control-batches"),
-        ({"batch_size": 0}, "--batch-size"),
+        ({"batches": 2}, "batches must be at least 3"),
+        ({"control_batches": 0}, "control batches"),
+        ({"batch_size": 0}, "batch size"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from hostile import CACHES, IGNORED, MEMORY, ZIPS, changed, rezipped, saved, state_dict
-from mechrl.cache.header import check_texts
 
 import mechrl.cli.cache
 from mechrl.building.build import merge_files
@@ -25,6 +24,7 @@ from mechrl.cache.export import export
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
+from mechrl.cache.untrusted import check_texts
 from mechrl.errors import FileError, UsageError
 from mechrl.reporting.files import draw_heatmaps
 from mechrl.search.ppo.checkpoint import adapt_to_cache, load_checkpoint
@@ -297,7 +297,7 @@ def test_a_header_is_not_followed_round_and_round(folder):
 
 @pytest.mark.parametrize(("change", "expected"), [(longer_text, "llocat"), (endless_heap, "never ends")])
 def test_hdf5_believes_what_a_file_says_of_its_texts(folder, change, expected):
-    """Which is why there is `mechrl.cache.header`; when this fails, look whether it may go."""
+    """Which is why there is `mechrl.cache.untrusted`; when this fails, look whether it may go."""
     raw = bytearray((folder / "good.h5").read_bytes())
     change(raw)
     (folder / "evil.h5").write_bytes(raw)

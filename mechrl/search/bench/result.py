@@ -4,13 +4,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from mechrl.results import NotNegative, Number, Part, Positive, Result, Share, Text
+from mechrl.results import NotNegative, Number, Positive, Result, ResultPart, Share, Text
 from mechrl.tables import html_table
 
 BUDGETS = (2.0, 5.0, 10.0)  # runs at which coverage is told
 
 
-class Fingerprints(Part):
+class Fingerprints(ResultPart):
     """Of a cache and its model."""
 
     model: Text
@@ -18,7 +18,7 @@ class Fingerprints(Part):
     cache_sha256: Text
 
 
-class MethodSummary(Part):
+class MethodSummary(ResultPart):
     """A method on all tasks.
 
     :param cost: cost to 90 % coverage, a geometric mean, from `cost_low` to `cost_high` in 95 %; the exhaustive cost
@@ -55,7 +55,7 @@ class MethodSummary(Part):
     ratio_at_50: Number | None
 
 
-class SearchedTask(Part):
+class SearchedTask(ResultPart):
     """A method on a held-out task of a cache, with one seed.
 
     :param cost: to 90 % coverage, in runs, and its 95 % interval; `censored`, where it is that of the exhaustive sweep.
@@ -75,7 +75,7 @@ class SearchedTask(Part):
     coverage: list[Number]
 
 
-class OrderPair(Part):
+class OrderPair(ResultPart):
     """The order of one task on another: cost to 90 % in runs, and ratio after 3 picks, None where there is none."""
 
     model_config = ConfigDict(
@@ -86,7 +86,7 @@ class OrderPair(Part):
     ratio_at_3: Number | None
 
 
-class Verdict(Part):
+class Verdict(ResultPart):
     """The agent against the comparator in one track.
 
     :param sentence: `the agent wins`, `no difference`, or `a baseline wins or undecided`.
