@@ -30,8 +30,8 @@ def logits(
         layer, head = divmod(site, model.n_heads)
         new = _head_output(model, tokens, layer, head, replacement, length)
         hooks.append((f"blocks.{layer}.attn.hook_z", partial(_replace_head, head=head, new=new)))
-    found: torch.Tensor = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
-    return found
+    read: torch.Tensor = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
+    return read
 
 
 def _replace_head(z: torch.Tensor, hook: Any, head: int, new: torch.Tensor) -> torch.Tensor:
@@ -77,13 +77,13 @@ def last_logits(
     model: Model, prompts: Prompts, sites: int | Sequence[int] | None = None, replacement: Replacement = NOTHING
 ) -> torch.Tensor:
     """Logits at the position that is read of each prompt, [prompt, vocabulary]; prompts share a batch if they may."""
-    found: dict[int, torch.Tensor] = {}
+    by_row: dict[int, torch.Tensor] = {}
     for rows in model.regimes.split(prompts.length):
         length = prompts.length[rows]
         tokens = torch.from_numpy(prompts.tokens[rows, : length.max()]).long().to(model.device)
         every = logits(model, tokens, sites, replacement[rows], length)
-        found |= zip(rows.tolist(), every[np.arange(len(rows)), length - 1], strict=True)
-    return torch.stack([found[row] for row in range(len(prompts))])
+        by_row |= zip(rows.tolist(), every[np.arange(len(rows)), length - 1], strict=True)
+    return torch.stack([by_row[row] for row in range(len(prompts))])
 
 
 def control_loss(

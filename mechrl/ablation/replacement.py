@@ -31,7 +31,7 @@ class ReplacementMaker:
     span_split: np.ndarray
     seed: int
 
-    def of_task(self, name: str, prompts: Prompts) -> Replacement:
+    def for_task(self, name: str, prompts: Prompts) -> Replacement:
         """For prompts of a task, its training prompts among them; replacements come from those alone.
 
         Counterfactual twins are the prompts' own.
@@ -54,7 +54,7 @@ class ReplacementMaker:
             return self._sources(prompts.corrupted)
         return self._constant()
 
-    def of_control(self) -> Replacement:
+    def for_control(self) -> Replacement:
         """For all control spans."""
         if self.kind in (Ablation.MEAN_TASK, Ablation.MEAN_CONTROL):
             return self._control_means

@@ -100,7 +100,7 @@ class PatternFeatures:
 
     def columns(self) -> dict[str, torch.Tensor]:
         """[prompt, site] by name, once the model has run."""
-        return {name: torch.cat(of_layers, 1) for name, of_layers in self._seen.items()}
+        return {name: torch.cat(layers, 1) for name, layers in self._seen.items()}
 
     @torch.no_grad()
     def _keep(self, pattern: torch.Tensor, hook: object) -> None:
@@ -150,14 +150,14 @@ def measure_roles(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
     :raises MachineError: a score is not finite, or one row alone does not fit in memory.
     """
     forward = Forward(model)
-    found: dict[str, torch.Tensor] = {}
+    scores: dict[str, torch.Tensor] = {}
     tokens = repeated_tokens(model, seed)
     if tokens.shape[1] // 2 >= LEAST and shows_patterns(forward):
         shares = forward.in_groups(lambda rows: _attention(forward, tokens[rows]), np.full(ROWS, tokens.shape[1]))
-        found = {name: values.mean(0) for name, values in shares.items()}
+        scores = {name: values.mean(0) for name, values in shares.items()}
     if (copying := _copying(forward)) is not None:
-        found["copying"] = copying
-    roles = {name: found[name].to("cpu", torch.float32).numpy() for name in ROLES if name in found}
+        scores["copying"] = copying
+    roles = {name: scores[name].to("cpu", torch.float32).numpy() for name in ROLES if name in scores}
     for name, values in roles.items():
         if len(bad := np.flatnonzero(~np.isfinite(values))):
             layer, head = divmod(int(bad[0]), model.n_heads)

@@ -21,7 +21,7 @@ def check_logits(model: Model, prompts: Prompts, replacement: Replacement = NOTH
 
     Ask before the model is cast to another dtype, and the check compares that dtype with float32.
     """
-    sites = [None, *(site for of_layer in _sites(model) for site in of_layer)]
+    sites = [None, *(site for layer in _sites(model) for site in layer)]
 
     def alone(row: np.ndarray) -> torch.Tensor:
         return torch.cat([reference.last_logits(model, prompts[row], site, replacement[row]) for site in sites])
@@ -49,13 +49,13 @@ def self_check(
 
     def together(rows: np.ndarray) -> torch.Tensor:
         clean = forward.clean_prompts(prompts[rows], replacement[rows])
-        found = [forward.unembed(clean.final)]
+        logits = [forward.unembed(clean.final)]
         for sites in _sites(model):
-            found += forward.logits(clean, forward.singles(sites))
-        return torch.stack(found, 1)
+            logits += forward.logits(clean, forward.singles(sites))
+        return torch.stack(logits, 1)
 
-    found = forward.in_groups(together, prompts.length).transpose(0, 1)
-    error = (found - expected).abs().max().item()
+    swept = forward.in_groups(together, prompts.length).transpose(0, 1)
+    error = (swept - expected).abs().max().item()
     largest = max(1.0, expected.abs().max().item())
     if not error <= LIMITS[arithmetic] * largest:
         raise MachineError(

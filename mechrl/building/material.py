@@ -47,7 +47,7 @@ class Material:
             Ablation(settings.ablation), Forward(model), self.control_tokens, self.control_split, settings.seed
         )
         return {
-            name: maker.of_control() if name == "control" else maker.of_task(name, self.prompts[name])
+            name: maker.for_control() if name == "control" else maker.for_task(name, self.prompts[name])
             for name in sorted(names)
         }
 

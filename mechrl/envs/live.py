@@ -52,11 +52,11 @@ class LiveScores:
             batch
             for task in tasks
             for batch in batches(
-                cache.prompts(task), replacements.of_task(task, cache.prompts(task)), cache.in_split(task, split)
+                cache.prompts(task), replacements.for_task(task, cache.prompts(task)), cache.in_split(task, split)
             )
         ]
         spans = cache.content.arrays["/control/tokens"]
-        self._spans = batches(spans, replacements.of_control(), cache.in_split(None, split))
+        self._spans = batches(spans, replacements.for_control(), cache.in_split(None, split))
         self._clean: dict[tuple[str, int], np.ndarray] = {}
 
     def damage(self, row: int, site: int) -> np.float32:

@@ -28,13 +28,13 @@ class Replay:
     """Heads replayed on the evaluation half of a task, or of control.
 
     :param difference: the largest one between a live and a cached number, over all of them, in nats.
-    :param of_head: the same of each head, by site.
+    :param by_head: the same of each head, by site.
     :param effect: mean live damage, or control damage, of each head, in nats, by site.
     :param seconds: what the sweep of a row took, in the spot check.
     """
 
     difference: float
-    of_head: dict[int, float]
+    by_head: dict[int, float]
     effect: dict[int, float]
     seconds: float
 
@@ -127,11 +127,11 @@ def replay_control(cache: Cache, forward: Forward, other: Replacement, sites: Se
     difference = max(largest(clean - cached_clean[rows]), largest(ablated - cached[rows]))
     spans = arrays["/control/tokens"][split]
     clean = live_control_loss(forward.model, cache, spans)
-    of_head, effect = {}, {}
+    by_head, effect = {}, {}
     for site in sites:
         live = live_control_loss(forward.model, cache, spans, site, other[split])
-        of_head[site], effect[site] = largest(live - cached[split, site]), float((live - clean).mean())
-    return Replay(max(difference, largest(clean - cached_clean[split]), *of_head.values()), of_head, effect, seconds)
+        by_head[site], effect[site] = largest(live - cached[split, site]), float((live - clean).mean())
+    return Replay(max(difference, largest(clean - cached_clean[split]), *by_head.values()), by_head, effect, seconds)
 
 
 def replay_task(
@@ -156,12 +156,12 @@ def replay_task(
         difference = max(difference, largest(ablated_measures[name] - stored))
     cached = arrays[f"/tasks/{task}/ablated/logit_diff"]
     clean = live_logit_diff(forward.model, cache, prompts[split])
-    of_head, effect = {}, {}
+    by_head, effect = {}, {}
     for site in sites:
         live = live_logit_diff(forward.model, cache, prompts[split], site, other[split])
-        of_head[site], effect[site] = largest(live - cached[split, site]), float((clean - live).mean())
+        by_head[site], effect[site] = largest(live - cached[split, site]), float((clean - live).mean())
     return Replay(
-        max(difference, largest(clean - cache.clean(task)[split]), *of_head.values()), of_head, effect, seconds
+        max(difference, largest(clean - cache.clean(task)[split]), *by_head.values()), by_head, effect, seconds
     )
 
 

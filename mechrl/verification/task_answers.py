@@ -121,7 +121,7 @@ def _verified_heads(
             head=heads.cache.head(site),
             cached=float(scores[site]),
             live=score(replay.effect[site], control.effect[site], weight),
-            difference=max(replay.of_head[site], control.of_head[site]),
+            difference=max(replay.by_head[site], control.by_head[site]),
             direct=direct[i] if direct else None,
             elsewhere=elsewhere[i] if elsewhere else None,
             answer=not test.why,

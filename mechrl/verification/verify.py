@@ -135,11 +135,11 @@ def verify(
     replacements = replacement_maker(cache, forward)
     on_step(0, 1 + len(picks))
     every_pick = sorted({site for sites in picks.values() for site in sites})
-    control = replay_control(cache, forward, replacements.of_control(), every_pick, rng)
+    control = replay_control(cache, forward, replacements.for_control(), every_pick, rng)
     tasks: dict[str, VerifiedTask] = {}
     for task, sites in picks.items():
         on_step(1 + len(tasks), 1 + len(picks))
-        replay = replay_task(cache, forward, task, replacements.of_task(task, cache.prompts(task)), sites, rng)
+        replay = replay_task(cache, forward, task, replacements.for_task(task, cache.prompts(task)), sites, rng)
         n, file = fresh_batches * cache.batch_size, (fresh_files or {}).get(task)
         fresh, fresh_from = unseen_prompts(model, cache, task, n, seed, file)
         live = _on_model(cache, task, fresh, forward, replacements)
@@ -155,7 +155,7 @@ def _on_model(cache: Cache, task: str, fresh: Prompts, forward: Forward, replace
     """Fresh prompts with what the ablation puts in on them, which may depend on the training prompts."""
     prompts = cache.prompts(task)
     train = prompts[prompts.split == TRAIN]
-    replacement = replacements.of_task(task, join([train, fresh]))[len(train) :]
+    replacement = replacements.for_task(task, join([train, fresh]))[len(train) :]
     return LivePrompts(forward, fresh, replacement, cache.batch_size)
 
 

@@ -104,10 +104,10 @@ def some_rows(model, kind):
     """(rows, what is put in, their attribution) of some IOI prompts of two lengths, and of some spans."""
     forward = Forward(model)
     replacements = some_replacements(kind, forward)
-    prompts, other = some_prompts(model), replacements.of_task("ioi", some_prompts(model))
+    prompts, other = some_prompts(model), replacements.for_task("ioi", some_prompts(model))
     chosen = np.array([0, *np.flatnonzero(prompts.length != prompts.length[0])[:1], 25])
     task = prompts[chosen], other[chosen]
-    control = replacements.spans[10:13], replacements.of_control()[10:13]
+    control = replacements.spans[10:13], replacements.for_control()[10:13]
     return [(*task, attribute_task(forward, *task)), (*control, attribute_control(forward, *control))]
 
 

@@ -39,7 +39,7 @@ def test_every_kind_equals_the_slow_reference(architecture, kind):
     model = architecture[2]
     forward, prompts = Forward(model), some_prompts(model)
     replacements = some_replacements(kind, forward)
-    other, of_control = replacements.of_task("ioi", prompts), replacements.of_control()
+    other, of_control = replacements.for_task("ioi", prompts), replacements.for_control()
     rows = np.arange(18, 30)  # of both splits and of several lengths
     clean, ablated = sweep_task(forward, prompts[rows], other[rows])
     loss, ablated_loss = sweep_control(forward, replacements.spans, of_control)
@@ -62,7 +62,7 @@ def test_zero_raw_is_zero_in_a_model_that_was_not_folded(architecture):
     name, folder, model = architecture
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
     forward, prompts = Forward(model), generate(TASKS["ioi"], model.vocabulary, 4, TRAIN)
-    other = some_replacements(Ablation.ZERO_RAW, forward).of_task("ioi", prompts)
+    other = some_replacements(Ablation.ZERO_RAW, forward).for_task("ioi", prompts)
     found = sweep_task(forward, prompts, other)[1]["logit_diff"]
     for layer in range(model.n_layers):
         for head in range(model.n_heads):
@@ -114,14 +114,14 @@ def test_means_come_from_the_training_prompts_alone(mini):
     forward = Forward(mini)
     prompts = some_prompts(mini)
     replacements = some_replacements(Ablation.MEAN_TASK, forward)
-    found = replacements.of_task("ioi", prompts)
+    found = replacements.for_task("ioi", prompts)
     train = prompts[prompts.split == TRAIN]
     np.testing.assert_array_equal(found.table, mean_table(forward, train.tokens, train.length))
     of_control = mean_table(forward, replacements.spans[:12], np.full(12, 20))
     for kind in (Ablation.MEAN_TASK, Ablation.MEAN_CONTROL):
-        np.testing.assert_array_equal(some_replacements(kind, forward).of_control().table, of_control)
+        np.testing.assert_array_equal(some_replacements(kind, forward).for_control().table, of_control)
     np.testing.assert_array_equal(
-        some_replacements(Ablation.MEAN_CONTROL, forward).of_task("ioi", prompts).table, of_control
+        some_replacements(Ablation.MEAN_CONTROL, forward).for_task("ioi", prompts).table, of_control
     )
 
 
@@ -143,23 +143,23 @@ def test_resampling_is_a_seeded_derangement_of_training_prompts_of_one_length():
 def test_the_counterfactual_is_the_twins_own_activation(mini):
     forward = Forward(mini)
     prompts = some_prompts(mini)
-    other = some_replacements(Ablation.COUNTERFACTUAL, forward).of_task("ioi", prompts)
+    other = some_replacements(Ablation.COUNTERFACTUAL, forward).for_task("ioi", prompts)
     np.testing.assert_array_equal(other.sources, prompts.corrupted)
     alone = type(prompts)(**{**vars(prompts), "corrupted": None})
     with pytest.raises(UsageError, match="has no counterfactual twins"):
-        some_replacements(Ablation.COUNTERFACTUAL, forward).of_task("ioi", alone)
+        some_replacements(Ablation.COUNTERFACTUAL, forward).for_task("ioi", alone)
 
 
 def test_the_fingerprint_tells_kinds_and_prompts_apart(mini):
     forward = Forward(mini)
     prompts = some_prompts(mini)
-    found = {kind: some_replacements(kind, forward).of_task("ioi", prompts).sha256 for kind in Ablation}
+    found = {kind: some_replacements(kind, forward).for_task("ioi", prompts).sha256 for kind in Ablation}
     assert found[Ablation.ZERO] == found[Ablation.ZERO_RAW] == ""
     assert len(set(found.values())) == 5
     changed = prompts.tokens.copy()
     changed[0, 3] += 1
     changed = type(prompts)(**{**vars(prompts), "tokens": changed})
-    assert some_replacements(Ablation.MEAN_TASK, forward).of_task("ioi", changed).sha256 != found[Ablation.MEAN_TASK]
+    assert some_replacements(Ablation.MEAN_TASK, forward).for_task("ioi", changed).sha256 != found[Ablation.MEAN_TASK]
 
 
 def keep(seen, name):
@@ -174,7 +174,7 @@ def test_direct_effects_equal_a_computation_by_hand(tmp_path):
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
     prompts = generate(TASKS["ioi"], model.vocabulary, 3, TRAIN)
     forward = Forward(model)
-    other = some_replacements(Ablation.ZERO_RAW, forward).of_task("ioi", prompts)
+    other = some_replacements(Ablation.ZERO_RAW, forward).for_task("ioi", prompts)
     found = direct_effect(forward, prompts, other)
     for i, (row, n) in enumerate(zip(prompts.tokens, prompts.length, strict=True)):
         seen = {}

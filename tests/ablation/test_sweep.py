@@ -131,7 +131,7 @@ def test_heads_ablated_together_equal_one_hook_for_each(architecture, kind):
     spans = np.random.default_rng(0).integers(1, 700, (8, 20)).astype(np.int32)
     forward = Forward(model, pass_tokens=200)
     replacements = ReplacementMaker(kind, forward, spans, np.zeros(8, np.uint8), 0)
-    other, of_control = replacements.of_task("ioi", drawn)[:4], replacements.of_control()
+    other, of_control = replacements.for_task("ioi", drawn)[:4], replacements.for_control()
     prompts = drawn[:4]
     found = sweep_task(forward, prompts, other, sets)[1]["logit_diff"]
     loss = sweep_control(forward, spans, of_control, sets)[1]

@@ -32,38 +32,38 @@ def check(
 
     loaded = load_model(model, device=device, revision=revision)
     file = task_files.fitting([file], loaded)[0]
-    found = check_task(loaded, file)
+    checked = check_task(loaded, file)
     if as_json:
-        return app.print_json(found.model_dump(mode="json"))
+        return app.print_json(checked.model_dump(mode="json"))
     from mechrl.tables import print_table
 
-    skipped = f" without the {found.skipped} {file.unit}s that do not fit" if found.skipped else ""
+    skipped = f" without the {checked.skipped} {file.unit}s that do not fit" if checked.skipped else ""
     click.echo(
-        f"{path}: sound{skipped}; {found.prompts} prompts of {found.shortest} to {found.longest} tokens in "
-        f"{found.groups} groups, {'with' if found.twins else 'without'} counterfactual twins; batches of "
+        f"{path}: sound{skipped}; {checked.prompts} prompts of {checked.shortest} to {checked.longest} tokens in "
+        f"{checked.groups} groups, {'with' if checked.twins else 'without'} counterfactual twins; batches of "
         f"{fitting_batch_size([file])}"
     )
-    click.echo(found.bos)
+    click.echo(checked.bos)
     columns = ["model", "logit diff (nats)", "accuracy", "top-1", "log prob. of the answer", "prob. difference"]
     print_table(
         "",
         columns,
-        [[model, found.logit_diff, found.accuracy, found.top1, found.logprob, found.prob_diff]],
+        [[model, checked.logit_diff, checked.accuracy, checked.top1, checked.logprob, checked.prob_diff]],
         "means; accuracy: answers before wrongs; top-1: an answer before every other token",
         secondary=["prob. difference", "log prob. of the answer", "top-1"],
     )
     print_table(
         "the prompts it does worst on",
         [file.unit, "logit diff", "says", "prompt"],
-        [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in found.worst],
+        [[w.line, w.logit_diff, repr(w.says), _shortened(w.prompt)] for w in checked.worst],
         text="prompt",
     )
-    for note in found.notes:
+    for note in checked.notes:
         app.warn(note)
-    if found.groups < LEAST_GROUPS:
-        app.warn(f"{found.groups} groups are too few for error bars: verify confirms nothing below {LEAST_GROUPS}")
-    if found.logit_diff <= 0:
-        app.warn(f"{model} does not do {found.task}: damage on this task would mean little")
+    if checked.groups < LEAST_GROUPS:
+        app.warn(f"{checked.groups} groups are too few for error bars: verify confirms nothing below {LEAST_GROUPS}")
+    if checked.logit_diff <= 0:
+        app.warn(f"{model} does not do {checked.task}: damage on this task would mean little")
 
 
 def _shortened(text: str, most: int = 90) -> str:

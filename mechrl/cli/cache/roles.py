@@ -25,18 +25,18 @@ def roles(model: str, revision: str, device: str, n: int, as_json: bool) -> None
     from mechrl.models import load_model
 
     loaded = load_model(model, device=device, revision=revision)
-    found = measure_roles(loaded)
+    scores_by_role = measure_roles(loaded)
     heads = [f"{layer}.{head}" for layer in range(loaded.n_layers) for head in range(loaded.n_heads)]
-    if missing := [name for name in ROLES if name not in found]:
+    if missing := [name for name in ROLES if name not in scores_by_role]:
         app.warn(f"{', '.join(missing)}: cannot be measured on this model")
     if as_json:
-        scores = {name: dict(zip(heads, values.tolist(), strict=True)) for name, values in found.items()}
+        scores = {name: dict(zip(heads, values.tolist(), strict=True)) for name, values in scores_by_role.items()}
         return app.print_json({"model": model, "model_sha256": loaded.sha256, "roles": scores})
     from mechrl.score import best_first
     from mechrl.tables import print_table
 
-    best = {name: best_first(values)[:n] for name, values in found.items()}
-    columns = [[f"{heads[site]} ({found[name][site]:.2f})" for site in sites] for name, sites in best.items()]
+    best = {name: best_first(values)[:n] for name, values in scores_by_role.items()}
+    columns = [[f"{heads[site]} ({scores_by_role[name][site]:.2f})" for site in sites] for name, sites in best.items()]
     return print_table(
         f"{model}: {loaded.n_layers} layers × {loaded.n_heads} heads",
         list(best),

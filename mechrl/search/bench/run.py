@@ -86,25 +86,25 @@ def run_benchmark(
     caches = {safe_text(path): open_cache(path) for path in paths}
     if len({cache.sha256 for cache in caches.values()}) < len(paths):
         raise UsageError("the same cache is named twice")
-    of_caches = {name: families(cache) for name, cache in caches.items()}
+    cache_families = {name: families(cache) for name, cache in caches.items()}
     for name, cache in caches.items():
-        _check(name, cache, of_caches[name], chosen, checkpoint)
+        _check(name, cache, cache_families[name], chosen, checkpoint)
     jobs = [
         job
         for path in paths
-        for job in _jobs(path, of_caches[safe_text(path)], chosen, seeds, control_weight, plugin, checkpoint)
+        for job in _jobs(path, cache_families[safe_text(path)], chosen, seeds, control_weight, plugin, checkpoint)
     ]
     longest = max(exhaustive_runs(cache.n_layers, cache.n_heads) for cache in caches.values())
     grid = np.union1d(np.geomspace(0.1, 2 * longest, 80), BUDGETS)
     outcomes: list[Outcome] = []
     selection: list[tuple[str, str, Outcome]] = []
     on_progress(0, len(jobs))
-    for done, (job, of_job) in enumerate(_run(jobs, grid, workers), 1):
+    for done, (job, job_outcomes) in enumerate(_run(jobs, grid, workers), 1):
         on_progress(done, len(jobs))
         if job.purpose == "selection":
-            selection += [(job.track, job.target, outcome) for outcome in of_job]
+            selection += [(job.track, job.target, outcome) for outcome in job_outcomes]
         else:
-            outcomes += of_job
+            outcomes += job_outcomes
     outcomes.sort(key=lambda o: (o.cache, o.family, o.task, o.method, o.seed))
     result = summarize(
         chosen,
@@ -112,9 +112,9 @@ def run_benchmark(
         selection,
         grid,
         by_protocol=(names, tuple(tracks), seeds, control_weight) == (None, TRACKS, SEEDS, 1.0),
-        families=of_caches,
+        families=cache_families,
         caches={name: _fingerprints(cache) for name, cache in caches.items()},
-        pairs={name: order_pairs(cache, of_caches[name], control_weight) for name, cache in caches.items()},
+        pairs={name: order_pairs(cache, cache_families[name], control_weight) for name, cache in caches.items()},
     )
     return BenchmarkRun(result, chosen, outcomes)
 
@@ -130,15 +130,15 @@ def open_cache(path: Path) -> Cache:
 
 
 def _check(
-    name: str, cache: Cache, found: Mapping[str, list[str]], methods: Sequence[Method], checkpoint: Path | None
+    name: str, cache: Cache, by_family: Mapping[str, list[str]], methods: Sequence[Method], checkpoint: Path | None
 ) -> None:
     cache.check_replayable()  # an imported table has one task and no prompts
-    if len(found) < 2:
+    if len(by_family) < 2:
         raise UsageError(
-            f"{name}: tasks of {len(found)} famil{'y' if len(found) == 1 else 'ies'} that the model does "
-            f"({', '.join(found) or 'none'}), and leaving one out needs two; a cache of all built-in tasks has five"
+            f"{name}: tasks of {len(by_family)} famil{'y' if len(by_family) == 1 else 'ies'} that the model does "
+            f"({', '.join(by_family) or 'none'}), and leaving one out needs two; a cache of all built-in tasks has five"
         )
-    tasks = [task for of_family in found.values() for task in of_family]
+    tasks = [task for names in by_family.values() for task in names]
     if any(m.track == ATTRIBUTION for m in methods) and any(cache.attribution(task) is None for task in tasks):
         raise UsageError(f"{name} holds no attribution: build it again with this mechrl, or leave out that track")
     if checkpoint is not None:
@@ -146,13 +146,13 @@ def _check(
 
         policy, note = load_checkpoint(checkpoint)
         adapt_to_cache(policy, note, cache)
-        if set(found) <= {family_of(task) for task in note.tasks}:
+        if set(by_family) <= {family_of(task) for task in note.tasks}:
             raise UsageError(f"{checkpoint} was trained on every family of {name}: there is none to hold out")
 
 
 def _jobs(
     path: Path,
-    found: Mapping[str, list[str]],
+    by_family: Mapping[str, list[str]],
     methods: Sequence[Method],
     seeds: int,
     control_weight: float,
@@ -160,12 +160,12 @@ def _jobs(
     checkpoint: Path | None,
 ) -> Iterator[Job]:
     def train_without(*left_out: str) -> tuple[str, ...]:
-        return tuple(task for family, tasks in found.items() if family not in left_out for task in tasks)
+        return tuple(task for family, tasks in by_family.items() if family not in left_out for task in tasks)
 
     def names(**wanted: Any) -> tuple[str, ...]:
         return tuple(m.name for m in methods if all(getattr(m, key) == value for key, value in wanted.items()))
 
-    for family, tasks in found.items():
+    for family, tasks in by_family.items():
         fold = Job(
             family=family, tasks=tuple(tasks), train=train_without(family), methods=(), track=SCORES, seed=0,
             split=EVALUATION, path=path, control_weight=control_weight, plugin=plugin, checkpoint=checkpoint,
@@ -183,7 +183,7 @@ def _jobs(
             for seed in range(seeds):
                 if seeded := names(track=track, agent=False, seeded=True):
                     yield replace(fold, methods=seeded, track=track, seed=seed)
-        for other in found:
+        for other in by_family:
             if other != family:
                 train = train_without(family, other)
                 for track in [track for track, agent in AGENTS.items() if names(name=agent)]:
@@ -192,7 +192,7 @@ def _jobs(
                         candidates = tuple(m.name for m in methods if m.name in candidates and not m.learns)
                     if candidates:
                         yield replace(
-                            fold, family=other, tasks=tuple(found[other]), train=train, methods=candidates,
+                            fold, family=other, tasks=tuple(by_family[other]), train=train, methods=candidates,
                             track=track, split=TRAIN, purpose="selection", target=family,
                         )  # fmt: skip
 

@@ -28,12 +28,12 @@ def resampled_truth(
     groups = cache.prompts(task).group[cache.in_split(task, split)]
     spans = cache.control_damage[cache.in_split(None, split)]
     size = cache.batch_size
-    of_task = _means_of_others(damage, _weights(rng, groups, n), size)
-    of_control = _means_of_others(spans, _weights(rng, np.arange(len(spans)), n), size)
+    task_means = _means_of_others(damage, _weights(rng, groups, n), size)
+    control_means = _means_of_others(spans, _weights(rng, np.arange(len(spans)), n), size)
     episodes = len(damage) // size
     paired = control_of_batch(episodes, len(spans) // size)
     weights = np.vstack([np.ones(episodes), rng.multinomial(episodes, np.full(episodes, 1 / episodes), n)])
-    return score(of_task, of_control[:, paired], control_weight), weights
+    return score(task_means, control_means[:, paired], control_weight), weights
 
 
 def _weights(rng: np.random.Generator, groups: np.ndarray, n: int) -> np.ndarray:

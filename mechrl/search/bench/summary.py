@@ -83,13 +83,13 @@ def _summary(method: Method, outcomes: Sequence[Outcome], grid: np.ndarray) -> M
     mean, low, high = np.exp(hierarchical(costs)).tolist()
     own = [o for o in outcomes if o.method == method.name]
     control = np.exp(np.mean(list(family_means(cells(own, method.name, "log_control_cost")).values())))
-    of_picks: dict[str, Any] = {
+    by_picks: dict[str, Any] = {
         f"ratio_at_{p}": _over_families(own, [o.ratios.get(p) for o in own]) for p in RATIO_PICKS
     }
-    of_budgets: dict[str, Any] = {}
+    by_budget: dict[str, Any] = {}
     for budget in BUDGETS:
         i = int(np.flatnonzero(grid == budget)[0])
-        of_budgets[f"coverage_at_{budget:g}_runs"] = _over_families(own, [float(o.curve[0, i]) for o in own])
+        by_budget[f"coverage_at_{budget:g}_runs"] = _over_families(own, [float(o.curve[0, i]) for o in own])
     return MethodSummary(
         track=method.track, exploratory=method.exploratory, cost=mean, cost_low=low, cost_high=high,
         cost_by_family={family: float(np.exp(v)) for family, v in family_means(costs).items()},
@@ -97,8 +97,8 @@ def _summary(method: Method, outcomes: Sequence[Outcome], grid: np.ndarray) -> M
         cost_with_control=float(control),
         set_up_runs=float(np.mean([o.set_up_runs for o in own])),
         set_up_seconds=float(np.mean([o.set_up_seconds for o in own])),
-        **of_budgets,
-        **of_picks,
+        **by_budget,
+        **by_picks,
     )  # fmt: skip
 
 
@@ -112,9 +112,9 @@ def _over_families(outcomes: Sequence[Outcome], values: Sequence[float | None]) 
     return float(np.mean([np.mean([np.mean(task) for task in family]) for family in means])) if means else None
 
 
-def order_pairs(cache: Cache, found: Mapping[str, list[str]], control_weight: float) -> dict[str, OrderPair]:
+def order_pairs(cache: Cache, by_family: Mapping[str, list[str]], control_weight: float) -> dict[str, OrderPair]:
     """The order of each task's training episodes, on the evaluation episodes of every other: cost to 90 %, ratio@3."""
-    tasks = [task for of_family in found.values() for task in of_family]
+    tasks = [task for names in by_family.values() for task in names]
     most = exhaustive_runs(cache.n_layers, cache.n_heads)
     pairs: dict[str, OrderPair] = {}
     for of in tasks:
