@@ -1,13 +1,12 @@
 """The flags of commands that take a user's task files."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from mechrl.models import Model
     from mechrl.tasks import TaskFile
 
 names = click.option(
@@ -34,10 +33,3 @@ def read(
     if called and len(called) != len(paths):
         raise click.UsageError(f"{len(called)} × --name and {len(paths)} × {flag}: name each file, in their order")
     return read_task_files(paths, taken, names=called, skip_bad_lines=skip_bad_lines)
-
-
-def fitting(files: Iterable["TaskFile"], model: "Model") -> tuple["TaskFile", ...]:
-    """Files as a model's tokenizer takes them."""
-    from mechrl.tasks.fitting import fit_files
-
-    return fit_files(files, model.vocabulary, model.n_ctx)

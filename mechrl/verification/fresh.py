@@ -10,9 +10,8 @@ from mechrl.errors import FileError, UsageError
 from mechrl.models import Model
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, TaskFile, generate
 from mechrl.tasks.base import tokenize
-from mechrl.tasks.fitting import check_file, ids_say
+from mechrl.tasks.fitting import check_file
 from mechrl.verification.result import EVALUATION_PROMPTS
-from mechrl.vocabulary import Vocabulary
 
 FRESH_SEED = 20_000_000  # added to the cache's seed
 
@@ -69,15 +68,6 @@ def file_prompts(model: Model, cache: Cache, task: str, file: TaskFile) -> Promp
     if not len(new):
         raise UsageError(f"{file.path}: all of its prompts are in {cache.path} already")
     return new
-
-
-def fitting_notes(file: TaskFile, fitted: TaskFile, vocabulary: Vocabulary) -> list[str]:
-    """What a user should know of a file that was fitted to a tokenizer by `check_file`, a sentence each."""
-    said = ids_say(file, vocabulary)
-    left_out = f"{fitted.skipped} of {fitted.skipped + len(fitted)} {fitted.unit}s do not fit and are left out"
-    dropped = f"{fitted.dropped} answers and wrongs, digits that this tokenizer joins, are left out"
-    notes = [said, left_out * bool(fitted.skipped), dropped * bool(fitted.dropped)]
-    return [f"{file.path}: {note}" for note in notes if note]
 
 
 def _unknown(prompts: Prompts, cache: Cache, task: str) -> Prompts:

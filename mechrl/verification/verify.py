@@ -19,8 +19,8 @@ from mechrl.search.ppo.policy_search import policy_search
 from mechrl.search.ppo.training import PlanningPolicy
 from mechrl.search.protocol import evaluate
 from mechrl.tasks import TRAIN, Prompts, TaskFile, join
-from mechrl.tasks.fitting import check_file
-from mechrl.verification.fresh import fitting_notes, unseen_prompts
+from mechrl.tasks.fitting import fit_files
+from mechrl.verification.fresh import unseen_prompts
 from mechrl.verification.live_prompts import LivePrompts
 from mechrl.verification.replay import check_fits, check_tokens, default_tolerance, replay_control, replay_task
 from mechrl.verification.result import Faithful, Verification, VerifiedTask
@@ -78,10 +78,7 @@ def verify_checkpoint(
         say("this is not the very cache that the checkpoint was trained on")
     loaded = load_model(model, device=device, revision=revision)
     check_fits(opened, note, loaded.sha256)
-    for name, file in by_task.items():
-        by_task[name] = check_file(file, loaded.vocabulary, loaded.n_ctx)
-        for text in fitting_notes(file, by_task[name], loaded.vocabulary):
-            say(text)
+    by_task = {file.name: file for file in fit_files(fresh_files, loaded.vocabulary, loaded.n_ctx)}
     result = verify(
         loaded, opened, policy, note, plan_k=plan_k or note.plan_k, top=top, fresh_batches=fresh_batches,
         tolerance=tolerance, seed=seed, fresh_files=by_task, sweep_all=sweep_all, joint=joint, curves=curves,

@@ -29,9 +29,10 @@ def check(
     from mechrl.intervals import LEAST_GROUPS
     from mechrl.models import load_model
     from mechrl.tasks.batches import fitting_batch_size
+    from mechrl.tasks.fitting import fit_files
 
     loaded = load_model(model, device=device, revision=revision)
-    file = task_files.fitting([file], loaded)[0]
+    (file,) = fit_files([file], loaded.vocabulary, loaded.n_ctx)
     checked = check_task(loaded, file)
     if as_json:
         return app.print_json(checked.model_dump(mode="json"))
