@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechrl.cache.reader import Cache
+from mechrl.errors import UsageError, unknown_name
 from mechrl.process import keep_freed_memory
 
 if TYPE_CHECKING:
+    from mechrl.ablation import Ablation
     from mechrl.search.bench.result import Benchmark
     from mechrl.search.ppo.checkpoint import Checkpoint
     from mechrl.verification.result import Verification
@@ -24,7 +26,7 @@ def build(
     batch_size: int | None = None,
     control_batches: int | None = None,
     control_text: str | Path | None = None,
-    ablation: str = "zero",
+    ablation: "str | Ablation" = "zero",
     sets: str = "",
     seed: int = 0,
     revision: str = "",
@@ -68,7 +70,7 @@ def build(
     names = None if given is None else [str(t) for t, own in zip(given, is_file, strict=True) if not own]
     settings = choose_settings(
         model, names, files, batches=batches, batch_size=batch_size, control_batches=control_batches,
-        ablation=ablation, sets=sets, seed=seed, dtype=dtype, tf32=tf32,
+        ablation=getattr(ablation, "value", ablation), sets=sets, seed=seed, dtype=dtype, tf32=tf32,
     )  # fmt: skip
     [path] = build_files(
         model, [settings], _path(out),
@@ -93,7 +95,7 @@ def open_built(path: Path) -> Cache:
 
 
 def load(path: str | Path) -> "Cache | Checkpoint":
-    """Open a cache (.h5), or a checkpoint (.zip).
+    """Open a cache, or, where the name ends in .zip, a checkpoint.
 
     :raises UsageError: no such file.
     :raises FileError: it is damaged, foreign, unfinished or of another version.
@@ -107,8 +109,8 @@ def load(path: str | Path) -> "Cache | Checkpoint":
 
 def train(
     cache: Cache | str | Path = "cache/mini.h5",
-    tasks: Sequence[str] | None = None,
-    hold_out: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
+    hold_out: str | Sequence[str] | None = None,
     *,
     policy: str = "paper",
     preset: str = "default",
@@ -146,7 +148,6 @@ def train(
     :raises MachineError: `out` cannot be written, or the cache is imported and has no prompts for a live model.
     """
     from mechrl.cache.storage import check_writable
-    from mechrl.errors import UsageError
     from mechrl.progress import progress as shown_progress
 
     opened, path = cache if isinstance(cache, Cache) else Cache.open(cache), Path(out)
@@ -165,9 +166,9 @@ def train(
 
     with shown_progress("training", progress) as show:
         return train_agent(
-            opened, tasks, hold_out, policy=policy, preset=preset, steps=steps, picks=picks, plan_k=plan_k,
-            control_weight=control_weight, seed=seed, live_model=live_model, tensorboard=_path(tensorboard),
-            on_progress=show,
+            opened, _names(tasks), _names(hold_out), policy=policy, preset=preset, steps=steps, picks=picks,
+            plan_k=plan_k, control_weight=control_weight, seed=seed, live_model=live_model,
+            tensorboard=_path(tensorboard), on_progress=show,
         ).save(path)  # fmt: skip
 
 
@@ -187,9 +188,15 @@ def verify(
     joint: bool = False,
     curves: bool = False,
     seed: int = 0,
+    out: str | Path | None = None,
     progress: bool = True,
 ) -> "Verification":
     """Ablate the heads that an agent picks on the live model, on the cached prompts and on fresh ones.
+
+    Of each task it answers four questions. Faithful: does the cache equal the model? Replicates: does every pick do on
+    fresh prompts what was claimed? Specific: does the test find nothing with the answers permuted among prompts?
+    Complete: do the picks reach 90 % of the best heads? `confirmed` is whether all that were asked of the trained tasks
+    are a yes.
 
     :param checkpoint: a saved checkpoint, or the path of one; `cache` likewise.
     :param model: `mini`, a folder, or a name on the hub, there of a `revision`: the model that the cache is of.
@@ -202,29 +209,37 @@ def verify(
         within a minute.
     :param joint: ablate the picked heads together, too; `curves`: keep, and ablate, the first k heads of rankings.
     :param seed: of the fresh prompts.
+    :param out: a file to write the result to as well, as JSON; `report` shows it.
     :param progress: whether to show, on stderr, what is going on.
     :raises UsageError: no such file, or fresh prompts of a task that the agent does not know.
     :raises FileError: checkpoint, cache and model do not belong together, or one of them is damaged.
     :raises MachineError: the cache is imported and has no prompts, or the model cannot be run.
     """
+    from mechrl.cache.storage import check_writable, write_whole
     from mechrl.progress import progress as shown_progress
     from mechrl.progress import say
     from mechrl.tasks.task_file import read_task_files
     from mechrl.verification.verify import verify_checkpoint
 
     keep_freed_memory()
+    if out is not None:
+        check_writable(Path(out))
     with shown_progress("verifying", progress) as show:
-        return verify_checkpoint(
+        result = verify_checkpoint(
             _file(checkpoint), _file(cache), model, revision=revision, device=device, top=top, plan_k=plan_k,
             fresh_batches=fresh_batches, fresh_files=read_task_files([Path(path) for path in _listed(fresh)]),
             tolerance=tolerance, sweep_all=sweep, joint=joint, curves=curves, seed=seed,
             say=say if progress else lambda text: None, on_step=show,
         )  # fmt: skip
+    if out is not None:
+        text = result.model_dump_json(indent=1)
+        write_whole(Path(out), lambda temporary: temporary.write_text(text))
+    return result
 
 
 def bench(
-    caches: Paths = "cache/mini.h5",
-    methods: Sequence[str] | None = None,
+    caches: "Cache | Paths" = "cache/mini.h5",
+    methods: str | Sequence[str] | None = None,
     *,
     track: str = "both",
     seeds: int = 3,
@@ -236,17 +251,17 @@ def bench(
 ) -> "Benchmark":
     """Search every family of behaviours held out in turn, with every method, and compare what they find.
 
-    :param caches: paths of caches of one or more models.
+    :param caches: caches of one or more models, or their paths.
     :param methods: their names; by default all of the track.
     :param track: what methods may use: `scores`, `attribution` or `both`.
     :param seeds: how many, of whatever is random.
+    :param control_weight: score = damage − this × control damage.
     :param workers: processes; a script that takes more than one needs `if __name__ == "__main__":`.
     :param plugin: a Python file that adds methods; it is executed.
     :param checkpoint: an agent, as one more method.
     :raises UsageError: an unknown method or track, tasks of fewer than two families, no such file.
     :raises FileError: a cache or the checkpoint is damaged.
     """
-    from mechrl.errors import unknown_name
     from mechrl.progress import progress as shown_progress
     from mechrl.search.bench.run import bench as compare
     from mechrl.search.problem import TRACKS
@@ -255,17 +270,18 @@ def bench(
         raise unknown_name("track", track, [*TRACKS, "both"])
     with shown_progress("comparing methods", progress) as show:
         return compare(
-            [Path(path) for path in _listed(caches)], names=methods, tracks=TRACKS if track == "both" else (track,),
-            seeds=seeds, control_weight=control_weight, workers=workers, plugin=_path(plugin),
-            checkpoint=_path(checkpoint), on_progress=show,
+            [_file(path) for path in _listed(caches)], names=_names(methods),
+            tracks=TRACKS if track == "both" else (track,), seeds=seeds, control_weight=control_weight,
+            workers=workers, plugin=_path(plugin), checkpoint=_path(checkpoint), on_progress=show,
         )  # fmt: skip
 
 
-def report(runs: Paths, out: str | Path = "report.html") -> Path:
+def report(runs: "Cache | Checkpoint | Paths", out: str | Path = "report.html") -> Path:
     """Write one page about everything in some folders or files, that needs no network; its path is given back.
 
-    :param runs: caches (.h5), checkpoints (.zip), verifications and comparisons (.json), or folders with them.
-    :raises UsageError: no such file, or nothing that a report could be made of.
+    :param runs: caches (.h5), checkpoints (.zip), verifications and benchmarks (.json), or folders with them.
+    :param out: the page; its name ends in .html.
+    :raises UsageError: no such file, nothing that a report could be made of, or `out` is no .html.
     :raises FileError: nothing could be read, and something is damaged; of one file among others it is a warning.
     :raises MachineError: `out` cannot be written.
     """
@@ -276,7 +292,9 @@ def report(runs: Paths, out: str | Path = "report.html") -> Path:
     from mechrl.reporting.run import collect
 
     path = Path(out)
-    run = collect([Path(part) for part in _listed(runs)], leave_out=[path, files_folder(path)])
+    if path.suffix != ".html":
+        raise UsageError(f"{path}: a page ends in .html")
+    run = collect([_file(part) for part in _listed(runs)], leave_out=[path, files_folder(path)])
     check_writable(path)
     for _, message in run.damaged:
         warn(message)
@@ -289,8 +307,13 @@ def _file(saved: Any) -> Path:
     return Path(getattr(saved, "path", saved))
 
 
-def _listed(paths: Paths) -> Sequence[str | Path]:
-    return [paths] if isinstance(paths, str | Path) else paths
+def _listed(given: Any) -> Sequence[Any]:
+    """Several things as they are; one thing, such as a path or a cache, as a list of it."""
+    return [given] if isinstance(given, str | Path) or hasattr(given, "path") else given
+
+
+def _names(given: str | Sequence[str] | None) -> Sequence[str] | None:
+    return [given] if isinstance(given, str) else given
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -41,7 +41,20 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
 
     near = get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UsageError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}")
+    separator = "; " if any("," in other for other in known) else ", "
+    return UsageError(f"unknown {kind} {name!r}.{hint} Known: {separator.join(known)}")
+
+
+def check_range(**numbers: tuple[float | None, float, float]) -> None:
+    """Whether numbers are in their ranges.
+
+    :param numbers: (value, least, most) by name; a value of None was not given.
+    :raises UsageError: one is not, or is no number.
+    """
+    for name, (value, least, most) in numbers.items():
+        if value is not None and not least <= value <= most:
+            limits = f"at least {least:g}" if most == float("inf") else f"between {least:g} and {most:g}"
+            raise UsageError(f"{name.replace('_', ' ')} must be {limits}, not {value}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -72,7 +72,7 @@ def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     body = "".join("<tr>" + "".join(f"<td>{escape(_as_text(value))}</td>" for value in row) + "</tr>" for row in rows)
     return (
         f"<table><caption>{escape(_printable(title))}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-        f"</table><p>{escape(_printable(caption))}</p>"
+        f"</table>" + f"<p>{escape(_printable(caption))}</p>" * bool(caption)
     )
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from mechrl.ablation import Ablation
 from mechrl.cache.format import PAIRS
-from mechrl.errors import UsageError, unknown_name
+from mechrl.errors import UsageError, check_range, unknown_name
 from mechrl.tasks import TASKS, TaskFile, get_task
 from mechrl.tasks.batches import fitting_batch_size
 
@@ -54,9 +55,12 @@ class BuildSettings:
             raise unknown_name("ablation", self.ablation, kinds)
         if not self.names or len(set(self.names)) < len(self.names):
             raise UsageError(f"a cache needs one or more tasks, each once; got {', '.join(self.names) or 'none'}")
-        for name, least in (("batches", 3), ("control_batches", 3), ("batch_size", 1), ("seed", 0)):
-            if (number := getattr(self, name)) < least:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least {least}, not {number}")
+        check_range(
+            batches=(self.batches, 3, inf),
+            control_batches=(self.control_batches, 3, inf),
+            batch_size=(self.batch_size, 1, inf),
+            seed=(self.seed, 0, 2**32 - 1),
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from mechrl.cache.reader import Cache
-from mechrl.errors import UsageError, unknown_name
+from mechrl.errors import UsageError, check_range, unknown_name
 from mechrl.intervals import Estimate, bootstrap_means, interval
 from mechrl.score import best_first, rank, score
 from mechrl.tables import html_table, shown
@@ -85,11 +86,17 @@ COLUMNS: Mapping[str, Callable[[TopHead], Any]] = {
 
 
 def top_heads(cache: Cache, task: str, n: int = 10, by: str = "score", control_weight: float = 1.0) -> TopHeads:
-    """The `n` heads with the largest score, damage, or absolute score (`by`: score, damage or abs).
+    """The heads of a task that matter most, with what settles the first doubts about them.
 
+    :param cache: an open cache.
+    :param task: one of its tasks.
+    :param n: how many heads, from 1 on.
+    :param by: what they are ordered by, the largest first: score, damage or abs, the absolute score.
+    :param control_weight: score = damage − this × control damage.
     :raises UsageError: the cache has no such task, or there is no such order; it is imported, and the order is by
         damage, or the weight not 1.
     """
+    check_range(n=(n, 1, inf))
     cache.check_control_weight(control_weight)
     if cache.imported:
         return _top_of_import(cache, task, by, n)

@@ -19,7 +19,7 @@ USUAL = (app.MINI_CACHE, Path("checkpoint.zip"), Path("verification.json"), Path
 def report(runs: tuple[Path, ...], out: Path, files: bool) -> None:
     """Write one page about everything in the RUNs, that needs no network and sends nothing.
 
-    A RUN is a folder, or a file of it: caches (.h5), checkpoints (.zip), and what `mechrl-verify --json` and
+    A RUN is a folder, or a file of it: caches (.h5), checkpoints (.zip), and what `mechrl-verify --out` wrote and
     `mechrl bench --json` printed (.json). Without one: cache/mini.h5 and, where they are, checkpoint.zip,
     verification.json and bench.json.
     """

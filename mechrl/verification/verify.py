@@ -1,6 +1,7 @@
 """The verdict on a checkpoint's picks: faithful, replicated, specific, complete; each with its numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from mechrl.ablation.replacement import ReplacementMaker
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import file_sha256
 from mechrl.envs.live import replacement_maker
-from mechrl.errors import UsageError, unknown_name
+from mechrl.errors import UsageError, check_range, unknown_name
 from mechrl.models import Model, load_model
 from mechrl.results import library_versions, safe_text
 from mechrl.search.ppo.checkpoint import CheckpointNote, adapt_to_cache, load_checkpoint
@@ -58,12 +59,19 @@ def verify_checkpoint(
     :raises FileError: checkpoint, cache and model do not belong together, or one of them is damaged.
     :raises MachineError: the cache is imported and has no prompts, or the model cannot be run.
     """
+    check_range(
+        top=(top, 1, 50),
+        fresh_batches=(fresh_batches, 1, inf),
+        tolerance=(tolerance, 0, 1e6),
+        seed=(seed, 0, 2**32 - 1),
+    )
     policy, note = load_checkpoint(checkpoint)
     try:
         opened = Cache.open(cache)
     except UsageError as error:
         raise UsageError(f"there is no cache at {cache}; mechrl-cache build makes one") from error
     note = adapt_to_cache(policy, note, opened)
+    check_range(heads_queried_before_a_pick=(plan_k, 1, opened.n_sites))
     by_task = {file.name: file for file in fresh_files}
     if len(by_task) < len(fresh_files):
         raise UsageError("fresh prompts: two files of one name")

@@ -14,7 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from mechrl.cache.reader import Cache
-from mechrl.errors import MachineError, MechrlError, UsageError
+from mechrl.errors import MachineError, MechrlError, UsageError, check_range
 from mechrl.results import safe_text
 from mechrl.search.bench.result import BUDGETS, Benchmark, Fingerprints
 from mechrl.search.bench.statistics import RESAMPLES, resampled_truth
@@ -82,6 +82,7 @@ def run_benchmark(
     :param checkpoint: an agent of `mechrl-train`, searched with on families that it was not trained on.
     :raises UsageError: no such method, fewer than two families, or a cache without attribution in that track.
     """
+    check_range(seeds=(seeds, 1, 100), workers=(workers, 1, 256), control_weight=(control_weight, 0, 1e6))
     chosen = select_methods(names, tracks, plugin, checkpoint)
     caches = {safe_text(path): open_cache(path) for path in paths}
     if len({cache.sha256 for cache in caches.values()}) < len(paths):

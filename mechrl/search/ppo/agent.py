@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +13,7 @@ from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
 from mechrl.envs.table import ScoreTable, default_picks
-from mechrl.errors import FileError, UsageError, unknown_name
+from mechrl.errors import FileError, UsageError, check_range, unknown_name
 from mechrl.search.ppo.checkpoint import Checkpoint, CheckpointNote, Training
 from mechrl.search.ppo.heads_training import train_heads
 from mechrl.search.ppo.training import PRESETS, PlanningPolicy, Preset, log_evaluation, train
@@ -69,8 +70,13 @@ def train_agent(
     trained, held_out = _chosen_tasks(cache, tasks, hold_out)
     picks = default_picks(cache.n_sites) if picks is None else picks
     steps = settings.steps if steps is None else steps
-    if min(steps, picks, plan_k) < 1 or not 0 <= control_weight < 1e6:
-        raise UsageError("steps, picks and heads to plan with are 1 or more, the control weight is 0 or more")
+    check_range(
+        steps=(steps, 1, inf),
+        picks=(picks, 1, cache.n_sites),
+        heads_queried_before_a_pick=(plan_k, 1, cache.n_sites),
+        control_weight=(control_weight, 0, 1e6),
+        seed=(seed, 0, 2**32 - 1),
+    )
     a = cache.attributes
     wanted = CheckpointNote(
         trained, held_out, picks, control_weight, SCORE_SCALE, REPEAT_REWARD, plan_k, preset, list(settings.layers),
@@ -92,7 +98,7 @@ def _chosen_tasks(
     for task in named:
         cache.check_task(task)
     if not tasks or len(set(named)) < len(named):
-        raise UsageError("name at least one task to train on; no task may be named twice, among those held out neither")
+        raise UsageError("name at least one task to train on, and none twice, be it to train on or held out")
     return list(tasks), list(hold_out)
 
 
