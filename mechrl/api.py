@@ -18,7 +18,7 @@ Paths = str | Path | Sequence[str | Path]
 
 
 def build(
-    model: str = "mini",
+    model: str | Path = "mini",
     tasks: Paths | None = None,
     *,
     out: str | Path | None = None,
@@ -69,11 +69,11 @@ def build(
     files = read_task_files([Path(t) for t, own in zip(given or (), is_file, strict=True) if own], TASKS)
     names = None if given is None else [str(t) for t, own in zip(given, is_file, strict=True) if not own]
     settings = choose_settings(
-        model, names, files, batches=batches, batch_size=batch_size, control_batches=control_batches,
+        str(model), names, files, batches=batches, batch_size=batch_size, control_batches=control_batches,
         ablation=getattr(ablation, "value", ablation), sets=sets, seed=seed, dtype=dtype, tf32=tf32,
     )  # fmt: skip
     [path] = build_files(
-        model, [settings], _path(out),
+        str(model), [settings], _path(out),
         control_text=_path(control_text), revision=revision, device=device,
         workers=workers, scheduler=scheduler, progress=progress,
     )  # fmt: skip
@@ -120,7 +120,7 @@ def train(
     control_weight: float = 1.0,
     seed: int = 0,
     live: bool = False,
-    model: str = "mini",
+    model: str | Path = "mini",
     revision: str = "",
     device: str = "auto",
     tensorboard: str | Path | None = None,
@@ -147,7 +147,7 @@ def train(
     :raises FileError: the cache is damaged, or the live model is not the one that it was built from.
     :raises MachineError: `out` cannot be written, or the cache is imported and has no prompts for a live model.
     """
-    from mechrl.cache.storage import check_writable
+    from mechrl.cache.storage import check_writable, make_folder
     from mechrl.progress import progress as shown_progress
 
     opened, path = cache if isinstance(cache, Cache) else Cache.open(cache), Path(out)
@@ -155,13 +155,14 @@ def train(
     if path.resolve() == opened.path.resolve():
         raise UsageError(f"{path} would overwrite the cache: give the checkpoint another name")
     if tensorboard is not None:
-        Path(tensorboard).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(tensorboard))
     live_model = None
     if live:
         from mechrl.models import load_model
 
+        keep_freed_memory()
         opened.check_replayable()
-        live_model = load_model(model, device=device, revision=revision)
+        live_model = load_model(str(model), device=device, revision=revision)
     from mechrl.search.ppo.agent import train_agent
 
     with shown_progress("training", progress) as show:
@@ -175,7 +176,7 @@ def train(
 def verify(
     checkpoint: "Checkpoint | str | Path" = "checkpoint.zip",
     cache: Cache | str | Path = "cache/mini.h5",
-    model: str = "mini",
+    model: str | Path = "mini",
     *,
     revision: str = "",
     device: str = "auto",
@@ -226,10 +227,11 @@ def verify(
         check_writable(Path(out))
     with shown_progress("verifying", progress) as show:
         result = verify_checkpoint(
-            _file(checkpoint), _file(cache), model, revision=revision, device=device, top=top, plan_k=plan_k,
-            fresh_batches=fresh_batches, fresh_files=read_task_files([Path(path) for path in _listed(fresh)]),
-            tolerance=tolerance, sweep_all=sweep, joint=joint, curves=curves, seed=seed,
-            say=say if progress else lambda text: None, on_step=show,
+            _checkpoint_file(checkpoint), cache if isinstance(cache, Cache) else Path(cache), str(model),
+            revision=revision, device=device, top=top, plan_k=plan_k, fresh_batches=fresh_batches,
+            fresh_files=read_task_files([Path(path) for path in _listed(fresh)]), tolerance=tolerance,
+            sweep_all=sweep, joint=joint, curves=curves, seed=seed, say=say if progress else lambda text: None,
+            on_step=show,
         )  # fmt: skip
     if out is not None:
         text = result.model_dump_json(indent=1)
@@ -246,7 +248,7 @@ def bench(
     control_weight: float = 1.0,
     workers: int = 1,
     plugin: str | Path | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: "Checkpoint | str | Path | None" = None,
     progress: bool = True,
 ) -> "Benchmark":
     """Search every family of behaviours held out in turn, with every method, and compare what they find.
@@ -272,7 +274,8 @@ def bench(
         return compare(
             [_file(path) for path in _listed(caches)], names=_names(methods),
             tracks=TRACKS if track == "both" else (track,), seeds=seeds, control_weight=control_weight,
-            workers=workers, plugin=_path(plugin), checkpoint=_path(checkpoint), on_progress=show,
+            workers=workers, plugin=_path(plugin),
+            checkpoint=None if checkpoint is None else _checkpoint_file(checkpoint), on_progress=show,
         )  # fmt: skip
 
 
@@ -300,6 +303,10 @@ def report(runs: "Cache | Checkpoint | Paths", out: str | Path = "report.html") 
         warn(message)
     write_page(run, path)
     return path
+
+
+def _checkpoint_file(checkpoint: "Checkpoint | str | Path") -> Path:
+    return Path(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint.check_saved()
 
 
 def _file(saved: Any) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from math import inf
 
 
 class MechrlError(Exception):
@@ -48,13 +49,19 @@ def unknown_name(kind: str, name: str, known: list[str]) -> UsageError:
 def check_range(**numbers: tuple[float | None, float, float]) -> None:
     """Whether numbers are in their ranges.
 
-    :param numbers: (value, least, most) by name; a value of None was not given.
-    :raises UsageError: one is not, or is no number.
+    :param numbers: (value, least, most) by name. A value of None was not given; where the least is an int, it must be
+        a whole number.
+    :raises UsageError: one is not.
     """
     for name, (value, least, most) in numbers.items():
-        if value is not None and not least <= value <= most:
-            limits = f"at least {least:g}" if most == float("inf") else f"between {least:g} and {most:g}"
-            raise UsageError(f"{name.replace('_', ' ')} must be {limits}, not {value}")
+        if value is None:
+            continue
+        said = name.replace("_", " ")
+        if not least <= value <= most:
+            limits = f"at least {least:.15g}" if most == inf else f"between {least:.15g} and {most:.15g}"
+            raise UsageError(f"{said} must be {limits}, not {value}")
+        if isinstance(least, int) and value % 1 != 0:
+            raise UsageError(f"{said} must be a whole number, not {value}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -111,4 +111,5 @@ def _checked(kind: type[Result], path: Path, data: bytes) -> Result:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
-        raise FileError(f"{path}: not what {kind.written_by} writes: {place:.200}: {first['msg']:.300}") from error
+        what = f"{safe_text(place):.200}: {first['msg']:.300}"
+        raise FileError(f"{path}: not what {kind.written_by} writes: {what}") from error

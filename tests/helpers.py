@@ -31,6 +31,7 @@ from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import write_content
 from mechrl.models import MINI
+from mechrl.search.ppo.checkpoint import Checkpoint
 
 SIZES = {
     "vocab_size": 1106, "max_position_embeddings": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -195,3 +196,9 @@ def planted_model(planted: dict[tuple[int, int], float], n_layers: int = 3, n_he
         state[f"{block}.c_proj.weight"][of_head, 16:32] = strength * eye
     model.load_state_dict(state)
     return model
+
+
+def load_checkpoint(path):
+    """The policy and the note of a checkpoint."""
+    checkpoint = Checkpoint.load(path)
+    return checkpoint.policy, checkpoint.note

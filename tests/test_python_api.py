@@ -186,3 +186,41 @@ def test_a_comparison_from_python(small_cache, tmp_path):
     assert {row.method for row in result.tasks} == {"random"}
     with pytest.raises(UsageError, match="both"):
         mechrl.bench(small_cache.path, track="bth")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda cache: mechrl.verify("c.zip", cache, top=0), "top must be between 1 and 50, not 0"),
+        (lambda cache: mechrl.verify("c.zip", cache, tolerance=-1), "tolerance must be between"),
+        (lambda cache: mechrl.verify("c.zip", cache, fresh_batches=0), "fresh batches must be at least 1"),
+        (lambda cache: mechrl.bench(cache, seeds=0), "seeds must be between 1 and 100, not 0"),
+        (lambda cache: mechrl.bench(cache, control_weight=float("nan")), "control weight must be between"),
+        (lambda cache: mechrl.bench([]), "at least one cache"),
+        (lambda cache: mechrl.bench(cache, []), "at least one method"),
+        (lambda cache: mechrl.bench(cache, "rndom"), "unknown method 'rndom'.*'random'"),
+        (lambda cache: mechrl.train(cache, "iio"), "unknown task 'iio'.*'ioi'"),
+        (lambda cache: mechrl.train(cache, hold_out="iio"), "unknown task 'iio'"),
+        (lambda cache: mechrl.train(cache, out=cache.path), "would overwrite the cache"),
+        (lambda cache: mechrl.build(seed=2**32), "seed must be between 0 and 4294967295"),
+        (lambda cache: mechrl.build(workers=0, batches=3, batch_size=1), "workers must be at least 1"),
+        (lambda cache: mechrl.build(ablation="zreo"), "unknown ablation 'zreo'.*'zero'"),
+        (lambda cache: mechrl.report(cache, "x.png"), r"a page ends in \.html"),
+        (lambda cache: mechrl.report([]), "^nothing to report"),
+        (lambda cache: mechrl.top_heads(cache, "ioi", 0), "n must be at least 1, not 0"),
+    ],
+)
+def test_what_the_commands_refuse_the_functions_refuse(small_cache, tmp_path, monkeypatch, call, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        call(small_cache)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_paths_and_objects_are_taken_alike(small_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = mechrl.train(small_cache, "ioi", "docstring", steps=1, progress=False)
+    result = mechrl.verify(checkpoint, small_cache, top=1, fresh_batches=1, sweep=False, out="v.json", progress=False)
+    assert result.checkpoint_sha256 == checkpoint.sha256
+    assert result.confirmed == all(task.confirmed for task in result.tasks.values() if task.trained)
+    assert "v.json" in mechrl.report([small_cache, checkpoint, "v.json"]).read_text()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mechrl.building.worker import Recipe, Shard, Swept, Worker
 from mechrl.building.workspace import workspace
 from mechrl.cache.format import PAIRS, Content
 from mechrl.cache.storage import check_writable, write_content
-from mechrl.errors import FileError, MechrlError, UsageError
+from mechrl.errors import FileError, MechrlError, UsageError, check_range
 from mechrl.models import Model, absolute_name, cache_name, find_folder, load_model, pick_device
 from mechrl.progress import progress as shown_progress
 from mechrl.progress import say, warn
@@ -162,6 +163,7 @@ def build_files(
     """
     if workers and scheduler:
         raise UsageError("workers are started here and a scheduler is of a cluster: give one of them")
+    check_range(workers=(workers, 1, inf))
     if out is not None and len(every) > 1:
         raise UsageError(f"{out} is one file, and {len(every)} ablations make as many")
     if out is not None:

@@ -212,7 +212,7 @@ class Cache:
         """What each head of the intact model does on each prompt, [prompt, site] by name; those that are there.
 
         `attention_entropy` (nats), `previous_token` and `bos_attention` (shares of attention), `output_norm` (in the
-        residual stream's unit); see `ablation.attribution.head_features`.
+        residual stream's unit); see `ablation.roles.head_features`.
         """
         self.check_task(task)
         arrays = self.content.arrays

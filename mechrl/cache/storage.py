@@ -32,6 +32,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where there is none.
+
+    :raises MachineError: there is a file of that name, or the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be made ({error.strerror})") from error
+
+
 def write_whole(
     path: Path, write: Callable[[Path], object], before_replace: Callable[[Path], object] | None = None
 ) -> None:

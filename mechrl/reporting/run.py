@@ -104,9 +104,10 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
             if path.suffix == ".h5":
                 caches.append(Cache.open(path))
             elif path.suffix == ".zip":
-                from mechrl.search.ppo.checkpoint import load_checkpoint
+                from mechrl.search.ppo.checkpoint import Checkpoint
 
-                checkpoints.append((path, sha256, *load_checkpoint(path)))
+                loaded = Checkpoint.load(path)
+                checkpoints.append((path, sha256, loaded.policy, loaded.note))
             elif isinstance(document := read_result(path, (Verification, Benchmark)), Verification):
                 verifications.append(VerificationFile(path, document))
             elif isinstance(document, Benchmark):
@@ -121,8 +122,9 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
     if not run.models:
         if run.damaged:
             raise FileError("; ".join(message for _, message in run.damaged))
+        named = f"{', '.join(map(str, paths))}: " if paths else ""
         raise UsageError(
-            f"{', '.join(map(str, paths))}: nothing to report. A report is made of a cache (mechrl-cache build), a "
+            f"{named}nothing to report. A report is made of a cache (mechrl-cache build), a "
             "checkpoint (mechrl-train), and what mechrl-verify and mechrl bench write as JSON"
         )
     return run

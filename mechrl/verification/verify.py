@@ -10,12 +10,11 @@ import mechrl
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.replacement import ReplacementMaker
 from mechrl.cache.reader import Cache
-from mechrl.cache.storage import file_sha256
 from mechrl.envs.live import replacement_maker
 from mechrl.errors import UsageError, check_range, unknown_name
 from mechrl.models import Model, load_model
 from mechrl.results import library_versions, safe_text
-from mechrl.search.ppo.checkpoint import CheckpointNote, adapt_to_cache, load_checkpoint
+from mechrl.search.ppo.checkpoint import Checkpoint, CheckpointNote, adapt_to_cache
 from mechrl.search.ppo.policy_search import policy_search
 from mechrl.search.ppo.training import PlanningPolicy
 from mechrl.search.protocol import evaluate
@@ -32,7 +31,7 @@ SWEEP_SECONDS = 60  # every head is measured on the fresh prompts where that tak
 
 def verify_checkpoint(
     checkpoint: Path,
-    cache: Path,
+    cache: Cache | Path,
     model: str = "mini",
     *,
     revision: str = "",
@@ -51,6 +50,7 @@ def verify_checkpoint(
 ) -> Verification:
     """Verify the agent in a file on the model that a cache was built from.
 
+    :param cache: that cache, or its path.
     :param model: `mini`, a folder, or a name on the hub; `revision` of the latter.
     :param plan_k: heads looked at before each pick; by default as many as the checkpoint says.
     :param fresh_files: fresh prompts for tasks that were built from files, each called like its task.
@@ -62,15 +62,15 @@ def verify_checkpoint(
     check_range(
         top=(top, 1, 50),
         fresh_batches=(fresh_batches, 1, inf),
-        tolerance=(tolerance, 0, 1e6),
+        tolerance=(tolerance, 0.0, 1e6),
         seed=(seed, 0, 2**32 - 1),
     )
-    policy, note = load_checkpoint(checkpoint)
+    agent = Checkpoint.load(checkpoint)
     try:
-        opened = Cache.open(cache)
+        opened = cache if isinstance(cache, Cache) else Cache.open(cache)
     except UsageError as error:
         raise UsageError(f"there is no cache at {cache}; mechrl-cache build makes one") from error
-    note = adapt_to_cache(policy, note, opened)
+    note = adapt_to_cache(agent.policy, agent.note, opened)
     check_range(heads_queried_before_a_pick=(plan_k, 1, opened.n_sites))
     by_task = {file.name: file for file in fresh_files}
     if len(by_task) < len(fresh_files):
@@ -88,11 +88,11 @@ def verify_checkpoint(
     check_fits(opened, note, loaded.sha256)
     by_task = {file.name: file for file in fit_files(fresh_files, loaded.vocabulary, loaded.n_ctx)}
     result = verify(
-        loaded, opened, policy, note, plan_k=plan_k or note.plan_k, top=top, fresh_batches=fresh_batches,
-        tolerance=tolerance, seed=seed, fresh_files=by_task, sweep_all=sweep_all, joint=joint, curves=curves,
-        on_step=on_step,
+        loaded, opened, agent.policy, note, plan_k=note.plan_k if plan_k is None else plan_k, top=top,
+        fresh_batches=fresh_batches, tolerance=tolerance, seed=int(seed), fresh_files=by_task, sweep_all=sweep_all,
+        joint=joint, curves=curves, on_step=on_step,
     )  # fmt: skip
-    return result.model_copy(update={"checkpoint_sha256": file_sha256(checkpoint)})
+    return result.model_copy(update={"checkpoint_sha256": agent.sha256})
 
 
 def verify(

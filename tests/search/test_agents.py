@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import rewritten_note, table_cache
+from helpers import load_checkpoint, rewritten_note, table_cache
 
 from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError, UsageError
 from mechrl.search.comparison import compare
 from mechrl.search.methods.orders import in_order, random_order, static_order
-from mechrl.search.ppo.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
+from mechrl.search.ppo.checkpoint import CheckpointNote, save_checkpoint
 from mechrl.search.ppo.policy_search import policy_search
 from mechrl.search.ppo.training import PRESETS, train
 from mechrl.search.problem import Problem

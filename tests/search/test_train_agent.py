@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import table_cache
 
+import mechrl
 from mechrl.errors import FileError, MechrlError, UsageError
 from mechrl.search.ppo.agent import train_agent
 from mechrl.search.ppo.checkpoint import Checkpoint
@@ -89,17 +90,20 @@ def test_without_the_usual_tasks_all_are_trained_on_that_are_not_held_out(cache,
     [
         ({"tasks": ["iou"]}, "Did you mean 'ioi'"),
         ({"tasks": []}, "at least one task"),
-        ({"tasks": ["ioi", "ioi"]}, "named twice"),
-        ({"hold_out": ["ioi"]}, "named twice"),
+        ({"tasks": ["ioi", "ioi"]}, "none twice"),
+        ({"hold_out": ["ioi"]}, "none twice"),
         ({"policy": "head"}, "Did you mean 'heads'"),
         ({"preset": "heads"}, "unknown preset"),
         ({"policy": "heads", "preset": "paper"}, "settings of its own"),
         ({"picks": 13}, "between 1 and the 12 heads, not 13"),
-        ({"picks": 0}, "are 1 or more"),
-        ({"steps": 0}, "are 1 or more"),
-        ({"plan_k": 0}, "are 1 or more"),
-        ({"control_weight": -1}, "is 0 or more"),
-        ({"control_weight": float("nan")}, "is 0 or more"),
+        ({"picks": 0}, "must be at least 1, not 0|must be between 1 and 12, not 0"),
+        ({"steps": 0}, "must be at least 1, not 0|must be between 1 and 12, not 0"),
+        ({"plan_k": 0}, "must be at least 1, not 0|must be between 1 and 12, not 0"),
+        ({"control_weight": -1}, "between 0 and .*, not -1"),
+        ({"control_weight": float("nan")}, "between 0 and .*, not nan"),
+        ({"plan_k": 13}, "heads queried before a pick must be between 1 and 12, not 13"),
+        ({"steps": 1.5}, "steps must be a whole number, not 1.5"),
+        ({"seed": 2**32}, "seed must be between"),
         ({"live_model": SimpleNamespace(name="other", sha256="0")}, "built from another model than 'other'"),
     ],
 )
@@ -108,3 +112,17 @@ def test_what_cannot_be_trained_is_refused_in_words_and_not_in_flags(cache, argu
         train_agent(cache, **arguments)
     assert "--" not in str(raised.value)
     assert isinstance(raised.value, FileError if "live_model" in arguments else UsageError)
+
+
+def test_a_checkpoint_whose_file_was_written_again_is_not_taken_for_it(cache, tmp_path):
+    first = train_agent(cache, ["ioi"], [], steps=1, picks=PICKS)
+    with pytest.raises(UsageError, match="save the checkpoint first"):
+        mechrl.verify(first)
+    first = first.save(tmp_path / "c.zip")
+    assert first.check_saved() == tmp_path / "c.zip"
+    train_agent(cache, ["induction"], [], steps=1, picks=PICKS).save(tmp_path / "c.zip")
+    with pytest.raises(FileError, match=r"c\.zip does not hold this checkpoint any more"):
+        mechrl.verify(first)
+    (tmp_path / "c.zip").unlink()
+    with pytest.raises(FileError, match="any more"):
+        first.check_saved()

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import load_checkpoint
 from mutations import MUTATED
 
 from mechrl.building.build import merge_files
 from mechrl.cache.export import export
 from mechrl.cache.reader import Cache
 from mechrl.errors import MechrlError
-from mechrl.search.ppo.checkpoint import load_checkpoint
 
 SECONDS, MEMORY = 10, 2**30  # that a file may take
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers import load_checkpoint
 from hostile import CACHES, IGNORED, MEMORY, ZIPS, changed, rezipped, saved, state_dict
 
 import mechrl.cli.cache
@@ -27,7 +28,7 @@ from mechrl.cache.storage import read_content, write_content
 from mechrl.cache.untrusted import check_texts
 from mechrl.errors import FileError, UsageError
 from mechrl.reporting.files import draw_heatmaps
-from mechrl.search.ppo.checkpoint import adapt_to_cache, load_checkpoint
+from mechrl.search.ppo.checkpoint import adapt_to_cache
 from mechrl.tables import print_table
 from mechrl.tasks import read_task_file
 

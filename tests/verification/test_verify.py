@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import SMALL
+from helpers import SMALL, load_checkpoint
 
 from mechrl.ablation import Ablation, reference
 from mechrl.ablation.forward import Forward
@@ -20,7 +20,7 @@ from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.models import load_model
 from mechrl.results import read_result
-from mechrl.search.ppo.checkpoint import CheckpointNote, load_checkpoint, save_checkpoint
+from mechrl.search.ppo.checkpoint import CheckpointNote, save_checkpoint
 from mechrl.search.ppo.training import PRESETS, train
 from mechrl.search.protocol import Evaluation
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, as_text, generate, read_task_file

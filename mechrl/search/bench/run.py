@@ -82,7 +82,9 @@ def run_benchmark(
     :param checkpoint: an agent of `mechrl-train`, searched with on families that it was not trained on.
     :raises UsageError: no such method, fewer than two families, or a cache without attribution in that track.
     """
-    check_range(seeds=(seeds, 1, 100), workers=(workers, 1, 256), control_weight=(control_weight, 0, 1e6))
+    check_range(seeds=(seeds, 1, 100), workers=(workers, 1, 256), control_weight=(control_weight, 0.0, 1e6))
+    if not paths or (names is not None and not names):
+        raise UsageError("name at least one cache, and at least one method or none at all")
     chosen = select_methods(names, tracks, plugin, checkpoint)
     caches = {safe_text(path): open_cache(path) for path in paths}
     if len({cache.sha256 for cache in caches.values()}) < len(paths):
@@ -143,9 +145,10 @@ def _check(
     if any(m.track == ATTRIBUTION for m in methods) and any(cache.attribution(task) is None for task in tasks):
         raise UsageError(f"{name} holds no attribution: build it again with this mechrl, or leave out that track")
     if checkpoint is not None:
-        from mechrl.search.ppo.checkpoint import adapt_to_cache, load_checkpoint
+        from mechrl.search.ppo.checkpoint import Checkpoint, adapt_to_cache
 
-        policy, note = load_checkpoint(checkpoint)
+        agent = Checkpoint.load(checkpoint)
+        policy, note = agent.policy, agent.note
         adapt_to_cache(policy, note, cache)
         if set(by_family) <= {family_of(task) for task in note.tasks}:
             raise UsageError(f"{checkpoint} was trained on every family of {name}: there is none to hold out")
@@ -216,8 +219,8 @@ def _run(jobs: Sequence[Job], grid: np.ndarray, workers: int) -> Iterator[tuple[
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise MachineError(
-                f"one of the {workers} processes was ended from outside, as happens when memory runs out; fewer "
-                "need less"
+                f"one of the {workers} processes was ended from outside, as happens when memory runs out (fewer "
+                "workers need less), or could not start, as in a script without `if __name__ == '__main__':`"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -120,10 +120,10 @@ def all_methods(plugin: Path | None = None, checkpoint: Path | None = None) -> d
 
 
 def _checkpoint_method(path: Path) -> Method:
-    from mechrl.search.ppo.checkpoint import load_checkpoint
+    from mechrl.search.ppo.checkpoint import Checkpoint
 
-    policy, note = load_checkpoint(path)
-    track, prepare = ATTRIBUTION if note.hints else SCORES, trained.from_checkpoint(policy, note)
+    agent = Checkpoint.load(path)
+    track, prepare = ATTRIBUTION if agent.note.hints else SCORES, trained.from_checkpoint(agent.policy, agent.note)
     return Method(f"checkpoint {path.name}", track, prepare, agent=True, exploratory=True)
 
 
@@ -133,10 +133,14 @@ def _of_plugin(plugin: Path) -> tuple[Method, ...]:
     try:
         methods = runpy.run_path(str(plugin)).get("METHODS")
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{plugin} cannot be run: {type(error).__name__}: {error}") from error
-    if not isinstance(methods, list):
+        raise UsageError(
+            f"{plugin} cannot be run: {type(error).__name__}: {error}. It should define a list METHODS of its own"
+        ) from error
+    if not isinstance(methods, list | tuple) or methods is METHODS:
         raise UsageError(f"{plugin} defines no list METHODS = [Method(...), ...]")
     for method in methods:
         if not isinstance(method, Method) or method.track not in (REFERENCE, *TRACKS):
             raise UsageError(f"{method!r:.200} is no Method of one of the tracks {', '.join((REFERENCE, *TRACKS))}")
+        if not isinstance(method.name, str) or not method.name.isprintable():
+            raise UsageError(f"{plugin}: a method is called {method.name!r:.80}, which is no printable text")
     return tuple(replace(method, exploratory=True) for method in methods)

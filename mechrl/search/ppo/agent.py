@@ -72,16 +72,16 @@ def train_agent(
     steps = settings.steps if steps is None else steps
     check_range(
         steps=(steps, 1, inf),
-        picks=(picks, 1, cache.n_sites),
+        picks=(picks, 1, inf),
         heads_queried_before_a_pick=(plan_k, 1, cache.n_sites),
-        control_weight=(control_weight, 0, 1e6),
+        control_weight=(control_weight, 0.0, 1e6),
         seed=(seed, 0, 2**32 - 1),
     )
     a = cache.attributes
     wanted = CheckpointNote(
-        trained, held_out, picks, control_weight, SCORE_SCALE, REPEAT_REWARD, plan_k, preset, list(settings.layers),
-        seed, steps, cache.n_layers, cache.n_heads, a["model"], a["model_sha256"], a["ablation"],
-        a["weight_processing"], cache.sha256, policy=policy, task_signal=policy != "heads",
+        trained, held_out, int(picks), float(control_weight), SCORE_SCALE, REPEAT_REWARD, int(plan_k), preset,
+        list(settings.layers), int(seed), int(steps), cache.n_layers, cache.n_heads, a["model"], a["model_sha256"],
+        a["ablation"], a["weight_processing"], cache.sha256, policy=policy, task_signal=policy != "heads",
     )  # fmt: skip
     return _train(cache, wanted, settings, live_model, tensorboard, on_progress)
 

@@ -14,7 +14,7 @@ from sb3_contrib import MaskablePPO
 
 from mechrl.cache.format import NAME
 from mechrl.cache.reader import Cache
-from mechrl.cache.storage import write_whole
+from mechrl.cache.storage import file_sha256, write_whole
 from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
 from mechrl.errors import FileError, UsageError
 from mechrl.search.ppo.heads_policy import HeadsPolicy, make_heads_policy
@@ -97,12 +97,14 @@ class Checkpoint:
 
     :param path: the file it was saved to or loaded from; None before.
     :param training: how the training went; None if it was loaded.
+    :param sha256: of that file, as it was saved or loaded.
     """
 
     policy: PlanningPolicy
     note: CheckpointNote
     path: Path | None = None
     training: Training | None = None
+    sha256: str | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Checkpoint":
@@ -128,7 +130,7 @@ class Checkpoint:
         if isinstance(policy, HeadsPolicy) and not (policy.scale > 0).all() & (policy.noise > 0).all():
             raise FileError(f"{path}: {POLICY} holds a scale or a variance that is not positive")
         policy.set_training_mode(False)
-        return cls(policy, note, path)
+        return cls(policy, note, path, sha256=file_sha256(path))
 
     def save(self, path: str | Path) -> "Checkpoint":
         """Write the file, whole or not at all; returns the checkpoint with its path.
@@ -139,7 +141,19 @@ class Checkpoint:
         if self.training is None:
             raise UsageError(f"this checkpoint was loaded: copy its file, {self.path}")
         save_checkpoint(self.training.ppo, self.note, Path(path))
-        return replace(self, path=Path(path))
+        return replace(self, path=Path(path), sha256=file_sha256(Path(path)))
+
+    def check_saved(self) -> Path:
+        """The file that holds it.
+
+        :raises UsageError: it was not saved.
+        :raises FileError: the file is gone, or holds another checkpoint by now.
+        """
+        if self.path is None:
+            raise UsageError("save the checkpoint first, with its method save")
+        if not self.path.is_file() or file_sha256(self.path) != self.sha256:
+            raise FileError(f"{self.path} does not hold this checkpoint any more: save every agent under its own name")
+        return self.path
 
     def __repr__(self) -> str:
         n = self.note
@@ -173,12 +187,6 @@ def save_checkpoint(ppo: MaskablePPO, note: CheckpointNote, path: Path) -> None:
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(NOTE, json.dumps(text, indent=1))
     write_whole(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
-
-
-def load_checkpoint(path: Path) -> tuple[PlanningPolicy, CheckpointNote]:
-    """The policy and the note of `Checkpoint.load`."""
-    checkpoint = Checkpoint.load(path)
-    return checkpoint.policy, checkpoint.note
 
 
 def adapt_to_cache(policy: PlanningPolicy, note: CheckpointNote, cache: Cache) -> CheckpointNote:
