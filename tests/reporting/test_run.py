@@ -191,6 +191,7 @@ def test_the_same_file_twice_is_one(small_cache, tmp_path):
         (("tasks", "ioi", "heads", 0, "why"), "a\x00b", "control characters"),
         (("tasks", "ioi", "curves", "counts"), [1], "do not have 1 points"),
         (("tasks", "ioi", "replicates", "clean"), float("nan"), "clean"),
+        (("tasks",), {"a\x1b[2J": 3}, r"tasks.a\x1b[2J"),
         (("command",), "\ud800", "not what mechrl-verify writes"),
     ],
 )

@@ -202,10 +202,18 @@ METHODS = [Method("mine", "scores", backwards)]
         bench([cache.path], names=["mine"], workers=1, plugin=plugin)
 
 
-@pytest.mark.parametrize("record", ["42", "Method('mine', 'scroes', None)", "Method('random', 'scores', None)"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        "42", "Method('mine', 'scroes', None)", "Method('random', 'scores', None)", "Method(3, 'scores', None)",
+        r"Method('a\x1b[2J', 'scores', None)",
+    ],
+)  # fmt: skip
 def test_a_record_that_is_no_method_is_refused(cache, plugin, record):
     plugin.write_text(f"from mechrl.search.methods.registry import Method\nMETHODS = [{record}]")
-    with pytest.raises(UsageError, match=r"is no Method of one of the tracks|two methods are called 'random'"):
+    with pytest.raises(
+        UsageError, match=r"is no Method of one of the tracks|two methods are called 'random'|is no printable text"
+    ):
         bench([cache.path], workers=1, plugin=plugin)
 
 
@@ -297,7 +305,9 @@ def test_a_plugin_without_a_list_of_its_own_is_named(cache, plugin, text):
 
 def test_a_plugin_that_fails_is_named(cache, plugin):
     plugin.write_text("1 / 0")
-    with pytest.raises(UsageError, match=r"mine\.py cannot be run: ZeroDivisionError"):
+    with pytest.raises(
+        UsageError, match=r"mine\.py cannot be run: ZeroDivisionError: .*\. It should define a list METHODS of its own"
+    ):
         bench([cache.path], workers=1, plugin=plugin)
 
 
