@@ -265,18 +265,19 @@ def bench(
     :raises FileError: a cache or the checkpoint is damaged.
     """
     from mechrl.progress import progress as shown_progress
-    from mechrl.search.bench.run import bench as compare
+    from mechrl.search.bench.run import run_benchmark
     from mechrl.search.problem import TRACKS
 
     if track not in (*TRACKS, "both"):
         raise unknown_name("track", track, [*TRACKS, "both"])
     with shown_progress("comparing methods", progress) as show:
-        return compare(
+        run = run_benchmark(
             [_file(path) for path in _listed(caches)], names=_names(methods),
             tracks=TRACKS if track == "both" else (track,), seeds=seeds, control_weight=control_weight,
             workers=workers, plugin=_path(plugin),
             checkpoint=None if checkpoint is None else _checkpoint_file(checkpoint), on_progress=show,
         )  # fmt: skip
+    return run.result
 
 
 def report(runs: "Cache | Checkpoint | Paths", out: str | Path = "report.html") -> Path:

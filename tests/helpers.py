@@ -31,6 +31,7 @@ from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import write_content
 from mechrl.models import MINI
+from mechrl.search.bench.run import run_benchmark
 from mechrl.search.ppo.checkpoint import Checkpoint
 
 SIZES = {
@@ -202,3 +203,8 @@ def load_checkpoint(path):
     """The policy and the note of a checkpoint."""
     checkpoint = Checkpoint.load(path)
     return checkpoint.policy, checkpoint.note
+
+
+def bench(*arguments, **named):
+    """The result of a benchmark, without its resamples."""
+    return run_benchmark(*arguments, **named).result

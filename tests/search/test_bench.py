@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import table_cache, with_attribution
+from helpers import bench, table_cache, with_attribution
 
 from mechrl.cache.imported import import_table
 from mechrl.cache.reader import Cache
@@ -20,7 +20,7 @@ from mechrl.intervals import Estimate
 from mechrl.reporting.terminal import sentence
 from mechrl.results import read_result
 from mechrl.search.bench.result import BUDGETS, Benchmark
-from mechrl.search.bench.run import bench, run_benchmark
+from mechrl.search.bench.run import run_benchmark
 from mechrl.search.bench.verdict import NO_DIFFERENCE, UNDECIDED, WINS, choose_comparators, make_verdict
 from mechrl.search.ppo.heads_training import train_heads
 from mechrl.search.ppo.training import PRESETS

@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import load_checkpoint, rewritten_note, table_cache
+from helpers import bench, load_checkpoint, rewritten_note, table_cache
 
 from mechrl.cache.reader import Cache
 from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
-from mechrl.search.bench.run import bench
 from mechrl.search.ppo.checkpoint import CheckpointNote, adapt_to_cache, save_checkpoint
 from mechrl.search.ppo.heads_policy import HeadsPolicy, make_heads_policy
 from mechrl.search.ppo.heads_training import train_heads

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from mechrl.cache.reader import Cache
 from mechrl.errors import MachineError, MechrlError, UsageError, check_range
 from mechrl.results import safe_text
-from mechrl.search.bench.result import BUDGETS, Benchmark, Fingerprints
+from mechrl.search.bench.result import BUDGETS, Fingerprints
 from mechrl.search.bench.statistics import RESAMPLES, resampled_truth
 from mechrl.search.bench.summary import BenchmarkRun, order_pairs, summarize
 from mechrl.search.bench.verdict import AGENTS, Outcome
@@ -51,14 +51,6 @@ class Job:
     checkpoint: Path | None
     purpose: str = "evaluation"
     target: str = ""
-
-
-def bench(paths: Sequence[Path], **settings: Any) -> Benchmark:
-    """Run methods on every held-out family of every cache.
-
-    :param settings: as `run_benchmark`.
-    """
-    return run_benchmark(paths, **settings).result
 
 
 def run_benchmark(
