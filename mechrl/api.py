@@ -26,6 +26,7 @@ def build(
     batch_size: int | None = None,
     control_batches: int | None = None,
     control_text: str | Path | None = None,
+    bos: bool | None = None,
     ablation: "str | Ablation" = "zero",
     sets: str = "",
     seed: int = 0,
@@ -39,14 +40,18 @@ def build(
 ) -> Cache:
     """Ablate every head on every prompt, write the cache, and open it.
 
-    :param model: `mini`, a folder, or a name on the hub, there of a `revision`.
+    :param model: `mini`, `smollm2-135m` once it was fetched, a folder, a GGUF file, or a name on the hub, there of a
+        `revision`.
     :param tasks: names of built-in tasks ("all" for all of them), and paths of files with tasks of your own, see
         `mechrl.tasks.task_file`; by default induction, ioi and docstring.
     :param out: the file; by default cache/<model>.h5. What an interrupted build of it left is used.
     :param batches: prompt batches of each built-in task; by default 16 for `mini` and 64 for other models.
     :param batch_size: prompts in a batch; by default 32, or less for a small task file.
     :param control_batches: batches of control text; by default as many as `batches`.
-    :param control_text: a text file; by default WikiText-2, for `mini` generated prose.
+    :param control_text: a text file, or "model" for what the intact model writes itself at temperature 1; by default
+        WikiText-2, for `mini` generated prose, for `smollm2-135m` "model".
+    :param bos: whether BOS is put before every prompt, where the tokenizer has one; by default it is, but for
+        `smollm2-135m`.
     :param ablation: zero, zero_raw, mean_task, mean_control, resample or counterfactual.
     :param sets: "pairs" to ablate all pairs of heads together, too.
     :param device: auto, cpu, cuda or mps.
@@ -74,7 +79,7 @@ def build(
     )  # fmt: skip
     [path] = build_files(
         str(model), [settings], _path(out),
-        control_text=_path(control_text), revision=revision, device=device,
+        control_text=control_text, revision=revision, bos=bos, device=device,
         workers=workers, scheduler=scheduler, progress=progress,
     )  # fmt: skip
     return open_built(path)
@@ -162,7 +167,7 @@ def train(
 
         keep_freed_memory()
         opened.check_replayable()
-        live_model = load_model(str(model), device=device, revision=revision)
+        live_model = load_model(str(model), device=device, revision=revision, bos=opened.attributes["prepend_bos"])
     from mechrl.search.ppo.agent import train_agent
 
     with shown_progress("training", progress) as show:

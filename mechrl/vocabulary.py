@@ -9,8 +9,10 @@ WORD_START = re.compile(r"[Ġ▁]([A-Za-z]{2,})")
 
 
 def said_of_bos(prepended: bool, token: str) -> str:
-    """Which token is put before every prompt, as a sentence; `token` is "" where only the file's writer knows."""
-    return f"BOS{f' {token!r}' if token else ''} before every prompt" if prepended else "no BOS: the tokenizer has none"
+    """Which token is put before every prompt, as a sentence; `token` is the tokenizer's BOS, "" where not known."""
+    if prepended:
+        return f"BOS{f' {token!r}' if token else ''} before every prompt"
+    return f"no BOS before a prompt: {token!r} is left out" if token else "no BOS: the tokenizer has none"
 
 
 class Vocabulary:
@@ -20,11 +22,12 @@ class Vocabulary:
 
     :param tokenizer: any Hugging Face tokenizer, fast or slow.
     :param rows: how many tokens the model's embedding has; by default as many as the tokenizer.
+    :param bos: whether BOS is put first, where the tokenizer has one.
     """
 
-    def __init__(self, tokenizer: Any, rows: int | None = None):
+    def __init__(self, tokenizer: Any, rows: int | None = None, bos: bool = True):
         self.tokenizer = tokenizer
-        self.bos: int | None = tokenizer.bos_token_id
+        self.bos: int | None = tokenizer.bos_token_id if bos else None
         self.rows = self.size if rows is None else rows
 
     @cached_property
@@ -49,8 +52,9 @@ class Vocabulary:
 
     @property
     def bos_token(self) -> str:
-        """BOS as text, "" where there is none."""
-        return "" if self.bos is None else str(self.tokenizer.decode([self.bos]))
+        """The tokenizer's BOS as text, whether or not it is put first; "" where there is none."""
+        token = self.tokenizer.bos_token_id
+        return "" if token is None else str(self.tokenizer.decode([token]))
 
     @property
     def said_of_bos(self) -> str:

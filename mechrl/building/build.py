@@ -1,5 +1,6 @@
 """Building a cache: self-check, one piece after another into `<out>.build/`, and the merge."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -83,6 +84,8 @@ def build(
         "mechrl_version": mechrl.__version__,
         "model_sha256": model.sha256,
         "tokenizer_sha256": model.tokenizer_sha256,
+        "prepend_bos": model.vocabulary.bos is not None,
+        "control_sha256": hashlib.sha256(material.control_tokens.tobytes()).hexdigest(),
         "device": model.device.type if cluster is None else device,
         **settings.identity(),
         "shard": list(shard),
@@ -141,8 +144,9 @@ def build_files(
     every: Sequence[BuildSettings],
     out: Path | None = None,
     *,
-    control_text: Path | None = None,
+    control_text: str | Path | None = None,
     revision: str = "",
+    bos: bool | None = None,
     device: str = "auto",
     workers: int | None = None,
     scheduler: str | None = None,
@@ -154,7 +158,8 @@ def build_files(
 
     :param model: `mini`, a folder, or a name on the hub.
     :param out: where to; by default cache/<model>.h5, with the ablation in the name where it is another than zero.
-    :param control_text: a text file; by default WikiText-2, for `mini` generated prose.
+    :param control_text: a text file, or "model"; see `tasks.control.read_control`.
+    :param bos: as in `load_model`.
     :param workers: so many processes on this machine sweep; `threads` are for all of them together.
     :param scheduler: tcp://HOST:8786 of a running Dask cluster, which sweeps.
     :param progress: whether to say what is going on, and to show how far it has come.
@@ -169,12 +174,12 @@ def build_files(
     if out is not None:
         check_writable(out)
     find_folder(model, revision)
-    source, text = read_control(control_text, generated=model == "mini")
+    source, text = read_control(control_text, model)
     device = device if scheduler else pick_device(device)
     for wanted in every:
         settings = replace(wanted, control_source=source)
         with connect(workers, scheduler, threads) as client:
-            loaded = load_model(model, device="cpu" if client else device, revision=revision)
+            loaded = load_model(model, device="cpu" if client else device, revision=revision, bos=bos)
             if wanted is every[0]:
                 for file in fit_files(settings.files, loaded.vocabulary, loaded.n_ctx):
                     for note in file_notes(loaded, file, tokenize(file.name, file.examples, loaded.vocabulary, TRAIN)):
@@ -198,7 +203,9 @@ def _announce(model: Model, settings: BuildSettings, path: Path, where: str) -> 
     tasks = [f"{len(settings.tasks)} tasks × {settings.batches} batches"] * bool(settings.tasks)
     tasks += [f"{len(file)} prompts of {file.name}" for file in settings.files]
     size = f"{model.n_layers} layers × {model.n_heads} heads on {where}"
-    say(f"{size}, {model.vocabulary.said_of_bos}, {' and '.join(tasks)}")
+    texts = {"model": "control text that the model writes itself", "prose": "generated prose as control text"}
+    control = texts.get(settings.control_source, f"control text {settings.control_source:.12}")
+    say(f"{size}, {model.vocabulary.said_of_bos}, {control}, {' and '.join(tasks)}")
 
 
 def merge_files(out: Path, parts: Sequence[Path]) -> None:

@@ -20,6 +20,7 @@ from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, u
 from mechrl.tasks.batches import arrange
 from mechrl.tasks.control import control_spans, fitting_span
 from mechrl.tasks.fitting import check_file
+from mechrl.tasks.sampled import sampled_spans
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,13 @@ def prepare(model: Model, settings: BuildSettings, control_text: str | None = No
         }
     n_train, n_evaluation = (n * settings.batch_size for n in split_batches(settings.control_batches))
     span = fitting_span(model.vocabulary, model.n_ctx)
-    tokens = np.concatenate(
-        [
-            control_spans(model.vocabulary, control_text, n, split, settings.seed, span)
-            for split, n in ((TRAIN, n_train), (EVALUATION, n_evaluation))
-        ]
-    )
+
+    def spans(n: int, split: int) -> np.ndarray:
+        if settings.control_source == "model":
+            return sampled_spans(model, n, split, settings.seed, span)
+        return control_spans(model.vocabulary, control_text, n, split, settings.seed, span)
+
+    tokens = np.concatenate([spans(n_train, TRAIN), spans(n_evaluation, EVALUATION)])
     check_length(model, max(tokens.shape[1], *(of.tokens.shape[1] for of in prompts.values())))
     split = np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [n_train, n_evaluation])
     return Material(prompts, tokens, split, attributes)

@@ -25,7 +25,7 @@ class BuildSettings:
     :param dtype: what the swept model computes in, after folding in float32; `tf32` lets a GPU round float32 factors.
     :param files: tasks from files, with as many batches as they fill.
     :param sets: `pairs` to ablate all pairs of heads, too.
-    :param control_source: `prose`, `wikitext-2` or `text:` and the hash of a user's text; see `tasks.control`.
+    :param control_source: `prose`, `model`, `wikitext-2` or `text:` and the hash of a user's text; see `tasks.control`.
     :raises UsageError: a name that does not exist or a number out of range.
     """
 
@@ -98,7 +98,7 @@ def choose_settings(
     elif list(tasks) == ["all"]:
         tasks = tuple(TASKS)
     if batches is None:
-        batches = 16 if model == "mini" else 64
+        batches = {"mini": 16, "smollm2-135m": 3}.get(model, 64)
     return BuildSettings(
         tasks=tuple(tasks),
         files=tuple(files),

@@ -24,7 +24,10 @@ FIRST_LINE = "model: mini, the small one that comes with mechrl (GPT-2 small: --
 existing = click.argument("path", type=click.Path(path_type=Path), default=MINI_CACHE, required=False)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-model = click.option("--model", default="mini", show_default=True, help="mini, a folder, or a name on the hub.")
+model = click.option(
+    "--model", default="mini", show_default=True, help="mini, smollm2-135m, a folder, a .gguf file, or a hub name."
+)
+no_bos = click.option("--no-bos", is_flag=True, help="Put no BOS before prompts.  [default: BOS, but for smollm2-135m]")
 revision = click.option("--revision", default="", help="Of a model on the hub: a branch, tag or commit.")
 seed = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of what is drawn at random."

@@ -5,11 +5,7 @@ import copy
 import hashlib
 import io
 import json
-import logging
-import os
 import re
-import warnings
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,16 +13,28 @@ from typing import Any
 import torch
 
 from mechrl.errors import UsageError, refused, unknown_name
-from mechrl.models.folder import find_folder
-from mechrl.models.inspection import check_kind, check_weights, weight_files
+from mechrl.models.files.folder import find_folder
+from mechrl.models.files.gguf import quantisation
+from mechrl.models.files.inspection import check_kind, check_memory, check_weights, weight_files
 from mechrl.models.model import Model
 from mechrl.models.probe import check_resumable, check_sweepable, constant_parts, head_outputs, probe
+from mechrl.models.quiet import quiet, silent
 from mechrl.models.regimes import Regimes
-from mechrl.models.tokenizer import load_tokenizer, silent, tokenizer_sha256
+from mechrl.models.tokenizer import load_tokenizer, tokenizer_sha256
 from mechrl.vocabulary import Vocabulary
 
+# Of an instruction-tuned model BOS begins a chat, not a text; docs/smollm2.md has the figures.
+WITHOUT_BOS = {"smollm2-135m"}
 # Of a config's entries, those that change nothing the sweep computes.
-NOT_FINGERPRINTED = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+NOT_FINGERPRINTED = {
+    "_name_or_path",
+    "_model_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
 
 
 def pick_device(device: str) -> str:
@@ -45,8 +53,11 @@ def pick_device(device: str) -> str:
     return device
 
 
-def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") -> Model:
-    """Load `mini`, a folder or a hub name in float32, folded as TransformerLens does it, in eval mode.
+def load_model(name: str = "mini", *, device: str = "auto", revision: str = "", bos: bool | None = None) -> Model:
+    """Load `mini`, a folder, a GGUF file or a hub name in float32, folded as TransformerLens does it, in eval mode.
+
+    :param bos: whether BOS is put before every prompt, where the tokenizer has one; by default it is, but for the
+        models in `WITHOUT_BOS`.
 
     :raises UsageError: no such folder, one without weights or tokenizer, no such model on the hub, one that is not a
         causal language model, one whose heads TransformerLens does not show or whose logits it does not reproduce.
@@ -54,7 +65,7 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
     """
     device = pick_device(device)
     folder = find_folder(name, revision)
-    with _quiet():
+    with quiet():
         kind = check_kind(name, folder)
         tokenizer = load_tokenizer(name, folder)
         check_weights(name, folder)
@@ -83,20 +94,21 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "") 
     _speed_up(bridge)
     bridge.eval().requires_grad_(False)
     return Model(
-        bridge, name, revision, sha256, tokenizer_sha256(tokenizer), Vocabulary(tokenizer, rows), constants,
-        probed=tokens.shape[1], regimes=Regimes(bridge, rows, name),
+        bridge, name, revision, sha256, tokenizer_sha256(tokenizer),
+        Vocabulary(tokenizer, rows, name not in WITHOUT_BOS if bos is None else bos), constants,
+        probed=tokens.shape[1], regimes=Regimes(bridge, rows, name), quantisation=quantisation(folder),
     )  # fmt: skip
 
 
-def load_vocabulary(name: str = "mini", revision: str = "") -> Vocabulary:
-    """The tokenizer of a model alone.
+def load_vocabulary(name: str = "mini", revision: str = "", bos: bool | None = None) -> Vocabulary:
+    """The tokenizer of a model alone; `bos` as in `load_model`.
 
     :raises UsageError: no such folder, or no tokenizer in it.
     :raises MachineError: the hub cannot be reached, or has no such model.
     """
     folder = find_folder(name, revision)
-    with _quiet():
-        return Vocabulary(load_tokenizer(name, folder))
+    with quiet():
+        return Vocabulary(load_tokenizer(name, folder), bos=name not in WITHOUT_BOS if bos is None else bos)
 
 
 def check_length(model: Model, positions: int) -> None:
@@ -109,7 +121,7 @@ def check_length(model: Model, positions: int) -> None:
     """
     if positions <= model.probed:
         return
-    with _quiet(), refused(f"{model.name!r} cannot be swept on {positions} tokens"):
+    with quiet(), refused(f"{model.name!r} cannot be swept on {positions} tokens"):
         plain = _load_weights(model.name, find_folder(model.name, model.revision)).to(model.device)
         check_sweepable(model.name, model.bridge, *probe(model.name, plain, 2 * (positions // 2 + 1)))
 
@@ -186,6 +198,7 @@ def _check_amount(name: str, folder: Path, config: Any) -> None:
         empty = make(config, trust_remote_code=False)
     wanted = sum(parameter.numel() for parameter in empty.parameters())
     files = weight_files(name, folder)
+    check_memory(repr(name), wanted)
     there = sum(path.stat().st_size for path in files)
     if wanted > there:
         raise UsageError(
@@ -237,28 +250,3 @@ def _weights_sha256(model: Any) -> str:
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no advice from the libraries while a model loads, and nothing for them to ask.
-
-    What is an error is raised.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns of every later fork
-    from transformers.utils import logging as transformers_logging
-
-    level = logging.root.manager.disable
-    bars: Any = transformers_logging  # without annotations
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        if shown:
-            bars.enable_progress_bar()

@@ -23,6 +23,7 @@ class Model:
         [layer, head, head width]; None if it moved more than a constant.
     :param probed: the number of tokens up to which loading has compared it with transformers.
     :param regimes: which lengths of prompts may share a batch.
+    :param quantisation: what the weights were dequantised from, such as "Q4_1"; "" for whole ones.
     """
 
     bridge: Any
@@ -34,6 +35,7 @@ class Model:
     constants: np.ndarray | None
     probed: int
     regimes: Regimes
+    quantisation: str = ""
 
     @property
     def n_layers(self) -> int:
@@ -54,7 +56,8 @@ class Model:
         folded = (
             "LayerNorm and value biases" if getattr(self.bridge.adapter, "supports_fold_ln", True) else "value biases"
         )
-        return f"TransformerLens enable_compatibility_mode: {folded} folded"
+        before = f"dequantised from {self.quantisation}; " if self.quantisation else ""
+        return f"{before}TransformerLens enable_compatibility_mode: {folded} folded"
 
     @property
     def zero_means(self) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mechrl.errors import UsageError
-from mechrl.models.hub import first_sentence
+from mechrl.models.files.hub import first_sentence
 from mechrl.models.regimes import probe_tokens
 from mechrl.models.running import resumed, run, unembed
 

@@ -1,17 +1,15 @@
 """The tokenizer of a model folder, which must split text as the folder's own tokenizer.json does."""
 
-import contextlib
 import hashlib
 import json
-import os
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mechrl.errors import UsageError, refused
+from mechrl.models.quiet import silent
 
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 FILES = ("tokenizer.*", "vocab*", "merges.txt", "*.model", "tekken.json")
@@ -187,21 +185,3 @@ def _named(folder: Path) -> str:
         for path in sorted(folder.glob(pattern))
     ]  # fmt: skip
     return ", ".join(dict.fromkeys(names))
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Keeps from the user what libraries in Rust write past Python, such as the trace of a panic."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    kept = [os.dup(descriptor) for descriptor in (1, 2)]
-    for descriptor in (1, 2):
-        os.dup2(nothing, descriptor)
-    try:
-        yield
-    finally:
-        for descriptor, own in zip((1, 2), kept, strict=True):
-            os.dup2(own, descriptor)
-            os.close(own)
-        os.close(nothing)

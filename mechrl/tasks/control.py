@@ -15,19 +15,24 @@ from mechrl.vocabulary import Vocabulary
 
 SPAN = 60  # tokens of text in a span, as in arXiv 2605.26343, or what the context holds; BOS comes on top
 HUB_SECONDS = 10
+DEFAULTS = {"mini": "prose", "smollm2-135m": "model"}  # the control text of a model by name
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet")
 
 
-def read_control(path: Path | None, generated: bool) -> tuple[str, str | None]:
-    """The name of the control text for the cache, and the text; None stands for generated prose.
+def read_control(wanted: str | Path | None, model: str) -> tuple[str, str | None]:
+    """The name of the control text for the cache, and the text; None for `prose` and `model`, which are made.
 
-    :param path: a text file of the user's; None for the default.
-    :param generated: whether the default is generated prose; else it is WikiText-2 from the hub.
+    :param wanted: a text file of the user's, or "model" for what the intact model writes; None for the default.
+    :param model: its name: the default is `DEFAULTS`, else WikiText-2 from the hub.
     :raises UsageError: no such file, or it is not UTF-8 text.
     :raises MachineError: the hub cannot be reached, and WikiText-2 is not on this machine.
     """
-    if path is None:
-        return ("prose", None) if generated else ("wikitext-2", _wikitext())
+    wanted = DEFAULTS.get(model) if wanted is None else wanted
+    if wanted is None:
+        return "wikitext-2", _wikitext()
+    if wanted in ("prose", "model"):
+        return str(wanted), None
+    path = Path(wanted)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -52,7 +57,8 @@ def _wikitext() -> str:
     except Exception as error:  # what a failed connection raises depends on the hub library's version
         raise MachineError(
             f"the control text WikiText-2 is not on this machine and the hub cannot be reached "
-            f"({type(error).__name__}). Offline: name a file as the control text, any ordinary text of some 300 kB"
+            f"({type(error).__name__}). Offline: name a file as the control text, any ordinary text of some "
+            "300 kB, or take `model`, which the model writes itself"
         ) from error
     from pyarrow import parquet
 

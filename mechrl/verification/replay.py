@@ -85,7 +85,7 @@ def check_tokens(cache: Cache, model: Model) -> None:
     attributes = cache.attributes
     ours = (model.tokenizer_sha256, model.vocabulary.bos is not None)
     if ours != (attributes["tokenizer_sha256"], attributes["prepend_bos"]):
-        raise FileError(f"{cache.path} was built with another tokenizer than the model's")
+        raise FileError(f"{cache.path} was built with another tokenizer than the model's, or another use of its BOS")
     for path, array in cache.content.arrays.items():
         column = path.rpartition("/")[2]
         if column in ("tokens", "corrupted", "answers", "wrongs") and array.max(initial=0) >= model.bridge.cfg.d_vocab:

@@ -84,7 +84,7 @@ def verify_checkpoint(
         say(f"the cache says it was built from {' of revision '.join(repr(part) for part in built_from if part)}")
     if opened.sha256 != note.cache_sha256:
         say("this is not the very cache that the checkpoint was trained on")
-    loaded = load_model(model, device=device, revision=revision)
+    loaded = load_model(model, device=device, revision=revision, bos=opened.attributes.get("prepend_bos"))
     check_fits(opened, note, loaded.sha256)
     by_task = {file.name: file for file in fit_files(fresh_files, loaded.vocabulary, loaded.n_ctx)}
     result = verify(

@@ -37,7 +37,8 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--batch-size", type=int, help="Prompts in a batch.  [default: 32, or less for a small task file]")
 @click.option("--control-batches", type=int, help="Batches of control text.  [default: as --batches]")
 @click.option(
-    "--control-text", type=click.Path(path_type=Path), help="A text file.  [default: WikiText-2; for mini, prose]"
+    "--control-text",
+    help="A text file, or model: what it writes itself.  [default: WikiText-2; mini: prose; smollm2-135m: model]",
 )
 @click.option(
     "--ablation",
@@ -49,6 +50,7 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @click.option("--sets", type=click.Choice(["pairs"]), help="Ablate all pairs of heads together, too.")
 @click.option("--shard", callback=_shard, help="i/n: build only the i-th of n parts, for `mechrl-cache merge`.")
+@app.no_bos
 @app.device
 @click.option(
     "--dtype",
@@ -67,9 +69,9 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 def build(
     model: str, revision: str, tasks: list[str] | None, files: tuple[Path, ...], task_names: tuple[str, ...],
     skip_bad_lines: bool, batches: int | None, batch_size: int | None, control_batches: int | None,
-    control_text: Path | None, kinds: list[str], sets: str | None, shard: tuple[int, int], device: str, dtype: str,
-    tf32: bool, workers: int | None, scheduler: str | None, seed: int, threads: int | None, out: Path | None,
-    as_json: bool,
+    control_text: str | None, kinds: list[str], sets: str | None, shard: tuple[int, int], no_bos: bool, device: str,
+    dtype: str, tf32: bool, workers: int | None, scheduler: str | None, seed: int, threads: int | None,
+    out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Ablate every head on every prompt and store the damage."""
     if workers and scheduler:
@@ -99,8 +101,8 @@ def build(
     if batch_size is None and (chosen := every[0].batch_size) < LARGEST_BATCH:
         app.say(f"batches of {chosen}, for all tasks, because that is what a task file has prompts for")
     for path in build_files(
-        model, every, out, control_text=control_text, revision=revision, device=device, workers=workers,
-        scheduler=scheduler, threads=threads, shard=shard,
+        model, every, out, control_text=control_text, revision=revision, bos=False if no_bos else None,
+        device=device, workers=workers, scheduler=scheduler, threads=threads, shard=shard,
     ):  # fmt: skip
         if shard[1] == 1:
             print_built(path, as_json)

@@ -13,11 +13,12 @@ from mechrl.cli import app, task_files
 @task_files.skip
 @app.model
 @app.revision
+@app.no_bos
 @app.device
 @app.threads(None)
 @app.as_json
 def check(
-    path: Path, task_names: tuple[str, ...], skip_bad_lines: bool, model: str, revision: str, device: str,
+    path: Path, task_names: tuple[str, ...], skip_bad_lines: bool, model: str, revision: str, no_bos: bool, device: str,
     threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Check a task file line by line, and see what the model does on it."""
@@ -31,7 +32,7 @@ def check(
     from mechrl.tasks.batches import fitting_batch_size
     from mechrl.tasks.fitting import fit_files
 
-    loaded = load_model(model, device=device, revision=revision)
+    loaded = load_model(model, device=device, revision=revision, bos=False if no_bos else None)
     (file,) = fit_files([file], loaded.vocabulary, loaded.n_ctx)
     checked = check_task(loaded, file)
     if as_json:

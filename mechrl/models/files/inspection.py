@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mechrl.errors import MechrlError, UsageError, refused
+from mechrl.errors import MachineError, MechrlError, UsageError, refused
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -82,6 +82,21 @@ def _check_settings(path: Path, name: str) -> None:
         raise UsageError(f"{name}: {path.name} is damaged, it is not valid JSON ({said})") from error
     if not isinstance(found, dict):
         raise UsageError(f"{name}: {path.name} is damaged, it holds no JSON object")
+
+
+def check_memory(name: str, numbers: int) -> None:
+    """Whether the machine has memory for so many numbers in float32, twice: loading folds a copy of a part of them.
+
+    :raises MachineError: it has not.
+    """
+    import psutil
+
+    needed, there = 8 * numbers, psutil.virtual_memory().total
+    if needed > there:
+        raise MachineError(
+            f"{name} has {numbers:,} numbers: loading it takes {needed / 1e9:.1f} GB of memory, and this machine has "
+            f"{there / 1e9:.1f} GB"
+        )
 
 
 def check_kind(name: str, folder: Path) -> str:

@@ -1,0 +1,13 @@
+"""Where mechrl keeps what it need not make twice: `MECHRL_HOME`, by default the user's cache folder."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The folder, which need not be there yet."""
+    if chosen := os.environ.get("MECHRL_HOME"):
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("mechrl", appauthor=False))
