@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+SLOW = 2.0  # seconds
 Show = Callable[[float, float], None]  # of what is done and the total
 
 
@@ -81,6 +83,18 @@ def _shown(what: str) -> Iterator[Show]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None, left="")
         yield lambda done, total: bar.update(task, completed=done, total=total, left=time_left(done, total))
+
+
+@contextmanager
+def said_if_slow(text: str) -> Iterator[None]:
+    """Says what is being done once it has taken two seconds."""
+    timer = threading.Timer(SLOW, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

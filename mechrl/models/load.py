@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mechrl.models.probe import check_resumable, check_sweepable, constant_parts
 from mechrl.models.quiet import quiet, silent
 from mechrl.models.regimes import Regimes
 from mechrl.models.tokenizer import load_tokenizer, tokenizer_sha256
+from mechrl.progress import SLOW, said_if_slow, say
 from mechrl.vocabulary import Vocabulary
 
 # Of an instruction-tuned model BOS begins a chat, not a text; docs/smollm2.md has the figures.
@@ -65,16 +67,20 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "", 
     """
     device = pick_device(device)
     folder = find_folder(name, revision)
+    start = time.monotonic()
     with quiet():
-        kind = check_kind(name, folder)
-        tokenizer = load_tokenizer(name, folder)
-        check_weights(name, folder)
-        with refused(f"{name!r}: what its config.json describes cannot be loaded as a causal language model"):
-            hf = _load_weights(name, folder).to(device)
-            rows = _vocabulary_rows(hf)
-            _check_bos(name, tokenizer, rows)
-            tokens, logits = probe(name, hf)
-            sha256 = _weights_sha256(hf)
+        with said_if_slow(f"loading {name}: reading its weights"):
+            kind = check_kind(name, folder)
+            tokenizer = load_tokenizer(name, folder)
+            check_weights(name, folder)
+            with refused(f"{name!r}: what its config.json describes cannot be loaded as a causal language model"):
+                hf = _load_weights(name, folder).to(device)
+                rows = _vocabulary_rows(hf)
+                _check_bos(name, tokenizer, rows)
+                tokens, logits = probe(name, hf)
+                sha256 = _weights_sha256(hf)
+        if time.monotonic() - start > SLOW:
+            say(f"loading {name}: folding its weights, and comparing it with transformers")
         library = f"TransformerLens {version('transformer-lens')}"
         with silent(), refused(f"{name!r} cannot be swept: {library} cannot take apart models of type {kind}"):
             TransformerBridge = _bridge_class()
@@ -87,7 +93,7 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "", 
                 trust_remote_code=False,
             )
             unfolded = head_outputs(bridge.eval())
-            bridge.enable_compatibility_mode(disable_warnings=True)
+            _fold(bridge)
             check_sweepable(name, bridge, tokens, logits)
             check_resumable(name, bridge, tokens, logits)
             constants = constant_parts(unfolded, head_outputs(bridge))
@@ -223,6 +229,21 @@ def _check_bos(name: str, tokenizer: Any, rows: int) -> None:
             f"{name!r}: the tokenizer's BOS {tokenizer.bos_token!r:.40} has id {tokenizer.bos_token_id}, and the "
             f"model's embedding has {rows} rows: a token was added to the tokenizer and not to the model"
         )
+
+
+def _fold(bridge: Any) -> None:
+    """Folds weights as `enable_compatibility_mode` does, without two copies of all of them that its steps begin with.
+
+    Value biases need no folding in a model without biases, and the unembedding is centred where it lies.
+    """
+    unembedding = bridge.unembed.original_component
+    plain = type(unembedding) is torch.nn.Linear and not (getattr(bridge.cfg, "output_logits_soft_cap", None) or 0) > 0
+    biases = any(key.endswith("bias") for key, _ in bridge.original_model.named_parameters())
+    bridge.enable_compatibility_mode(disable_warnings=True, center_unembed=not plain, fold_value_biases=biases)
+    if plain:
+        for of_vocabulary in (unembedding.weight, unembedding.bias):
+            if of_vocabulary is not None:
+                of_vocabulary.data = of_vocabulary.data - of_vocabulary.data.mean(0)
 
 
 def _speed_up(bridge: Any) -> None:

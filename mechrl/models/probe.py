@@ -11,7 +11,7 @@ from mechrl.models.files.hub import first_sentence
 from mechrl.models.regimes import probe_tokens
 from mechrl.models.running import resumed, run, unembed
 
-PROBE_TOKENS = 256
+PROBE_TOKENS = 64
 # Of the largest number: far above what rounding in float32 does, far below what a missing term does.
 PROBE_ERROR = 1e-3
 LOOKS_AHEAD = 1e-4
