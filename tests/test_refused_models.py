@@ -161,7 +161,7 @@ def test_what_fails_within_a_sweep_is_a_reason_and_no_traceback(mini, tmp_path, 
     def broken(sweep, prompts, expected, arithmetic, replacement):
         raise IndexError("index 16 is out of bounds")
 
-    monkeypatch.setattr("mechrl.building.worker.self_check", broken)
+    monkeypatch.setattr("mechrl.building.workers.worker.self_check", broken)
     with pytest.raises(MachineError, match="'mini' cannot be swept: index 16 is out of bounds"):
         build(mini, BuildSettings(("ioi",), 3, 2, 3), tmp_path / "x.h5")
 

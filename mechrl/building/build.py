@@ -16,12 +16,12 @@ import mechrl
 from mechrl.ablation import NOTHING, Ablation, Replacement
 from mechrl.ablation.roles import measure_roles
 from mechrl.building.check import file_notes
-from mechrl.building.cluster import connect, sweep_shards
 from mechrl.building.flops import Work
 from mechrl.building.material import Material, prepare
 from mechrl.building.merge import Part, Piece, join_parts, merge
 from mechrl.building.settings import BuildSettings
-from mechrl.building.worker import Recipe, Shard, Swept, Worker
+from mechrl.building.workers.cluster import connect, sweep_shards
+from mechrl.building.workers.worker import Recipe, Shard, Swept, Worker
 from mechrl.building.workspace import workspace
 from mechrl.cache.format import PAIRS, Content
 from mechrl.cache.storage import check_writable, write_content

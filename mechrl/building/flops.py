@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mechrl.building.material import Material
 from mechrl.building.merge import Part, Piece
-from mechrl.building.worker import Swept
+from mechrl.building.workers.worker import Swept
 from mechrl.models import Model
 
 

@@ -12,7 +12,7 @@ from mechrl.ablation.forward import Forward
 from mechrl.ablation.replacement import ReplacementMaker
 from mechrl.building.merge import Piece
 from mechrl.building.settings import BuildSettings, split_batches
-from mechrl.building.worker import Shard
+from mechrl.building.workers.worker import Shard
 from mechrl.cache.format import FROM_FILE
 from mechrl.errors import UsageError
 from mechrl.models import Model, check_length

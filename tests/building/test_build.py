@@ -15,7 +15,7 @@ from mechrl.ablation.attribution import STEPS
 from mechrl.building import build as build_module
 from mechrl.building.build import build, merge_files
 from mechrl.building.settings import BuildSettings, split_batches
-from mechrl.building.worker import Worker
+from mechrl.building.workers.worker import Worker
 from mechrl.cache.format import Content, check_content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import manifest_path, read_content, write_content
@@ -131,7 +131,7 @@ def test_a_number_that_is_not_finite_names_task_and_rows(mini, tmp_path, monkeyp
     def broken(self, prompts, replacement):
         raise MachineError("nan on prompt 3 of the batch with head 0.1 ablated")
 
-    monkeypatch.setattr("mechrl.building.worker.Worker._task", broken)
+    monkeypatch.setattr("mechrl.building.workers.worker.Worker._task", broken)
     with pytest.raises(MachineError, match=r"ioi, rows 0 to 1: nan on prompt 3 .* head 0.1"):
         build(mini, TINY, tmp_path / "out.h5")
 

@@ -13,10 +13,10 @@ import pytest
 from mechrl.ablation.replacement import NOTHING
 from mechrl.building import cluster
 from mechrl.building.build import build
-from mechrl.building.cluster import connect, sweep_shard
 from mechrl.building.merge import Piece
 from mechrl.building.settings import BuildSettings
-from mechrl.building.worker import Recipe, Shard
+from mechrl.building.workers.cluster import connect, sweep_shard
+from mechrl.building.workers.worker import Recipe, Shard
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as command
 from mechrl.errors import FileError, MachineError, UsageError

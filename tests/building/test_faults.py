@@ -15,7 +15,7 @@ from mechrl.ablation.forward import Forward
 from mechrl.ablation.sweep import sweep_task
 from mechrl.building.build import build
 from mechrl.building.settings import BuildSettings
-from mechrl.building.worker import Worker
+from mechrl.building.workers.worker import Worker
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import manifest_path, read_content
 from mechrl.errors import FileError, MachineError

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mechrl.building.worker import Recipe, Shard, Swept, Worker
+from mechrl.building.workers.worker import Recipe, Shard, Swept, Worker
 from mechrl.errors import FileError, MachineError, MechrlError, UsageError
 from mechrl.process import keep_freed_memory
 

@@ -1,0 +1,1 @@
+"""Who sweeps: a worker in this process, or many on Dask."""
