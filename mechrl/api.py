@@ -109,7 +109,7 @@ def load(path: str | Path) -> "Cache | Checkpoint":
         from mechrl.search.ppo.checkpoint import Checkpoint
 
         return Checkpoint.load(path)
-    return Cache.open(path)
+    return Cache.load(path)
 
 
 def train(
@@ -155,7 +155,7 @@ def train(
     from mechrl.cache.storage import check_writable, make_folder
     from mechrl.progress import progress as shown_progress
 
-    opened, path = cache if isinstance(cache, Cache) else Cache.open(cache), Path(out)
+    opened, path = cache if isinstance(cache, Cache) else Cache.load(cache), Path(out)
     check_writable(path)
     if path.resolve() == opened.path.resolve():
         raise UsageError(f"{path} would overwrite the cache: give the checkpoint another name")

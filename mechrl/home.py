@@ -11,3 +11,8 @@ def home() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("mechrl", appauthor=False))
+
+
+def kept_files(room: str) -> list[Path]:
+    """What is kept in a folder of it, `control` or `models`."""
+    return sorted(path for path in (home() / room).glob("*") if not path.name.startswith("."))

@@ -16,7 +16,8 @@ from mechrl.errors import UsageError
 
 PACKAGE = Path(mechrl.__file__).parent
 ORDER = [
-    "errors", "process", "progress", "home", "vocabulary", "intervals", "score", "tables", "results", "models", "tasks",
+    "errors", "process", "progress", "home", "vocabulary", "intervals", "score", "display", "results", "tables",
+    "models", "tasks",
     "ablation", "cache", "building", "envs", "search", "verification", "reporting", "api", "cli",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

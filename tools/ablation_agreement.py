@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
 from mechrl.errors import FileError
-from mechrl.tables import print_table
+from mechrl.display import print_table
 
 TOP = 10
 

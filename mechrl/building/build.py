@@ -17,6 +17,7 @@ from mechrl.ablation import NOTHING, Ablation, Replacement
 from mechrl.ablation.roles import measure_roles
 from mechrl.building.check import file_notes
 from mechrl.building.flops import Work
+from mechrl.building.kept import ControlSweep, control_key, find_control, keep_control
 from mechrl.building.material import Material, prepare
 from mechrl.building.merge import Part, Piece, join_parts, merge
 from mechrl.building.settings import BuildSettings
@@ -24,6 +25,7 @@ from mechrl.building.workers.cluster import connect, sweep_shards
 from mechrl.building.workers.worker import Recipe, Shard, Swept, Worker
 from mechrl.building.workspace import workspace
 from mechrl.cache.format import PAIRS, Content
+from mechrl.cache.reader import Cache
 from mechrl.cache.storage import check_writable, write_content
 from mechrl.errors import FileError, MechrlError, UsageError, check_range
 from mechrl.models import Model, absolute_name, cache_name, find_folder, load_model, pick_device
@@ -58,10 +60,12 @@ def build(
     on_progress: Callable[[float, float], None] = lambda done, total: None,
     cluster: Any = None,
     device: str = "auto",
+    base: Cache | None = None,
 ) -> Path:
     """Sweep every head on every prompt and write the cache, or one shard of it, to `out`.
 
-    Pieces that an interrupted build with the same settings left in `<out>.build/` are kept.
+    Pieces that an interrupted build with the same settings left in `<out>.build/` are kept, and control is not swept
+    where `MECHRL_HOME` holds such a sweep.
 
     :param model: in float32; without a cluster it is cast to the settings' dtype in place.
     :param control_text: the text that `settings.control_source` stands for; None for generated prose.
@@ -69,12 +73,13 @@ def build(
     :param on_progress: called with the work done and all of it, in floating-point operations.
     :param cluster: a Dask client whose workers do the sweeping; by default this process does.
     :param device: which device the workers of a cluster use.
+    :param base: a finished cache whose control, spans and damage, is taken.
     :raises UsageError: a task does not fit the model, or another build of the same file is running.
     :raises MachineError: a number is not finite, the self-check fails, the disk is full or not writable, a worker
         failed three times.
     :raises FileError: `<out>.build/` belongs to a build with other settings, or a worker has another model or mechrl.
     """
-    material = prepare(model, settings, control_text)
+    material = prepare(model, settings, control_text, base)
     pieces = plan(settings, material, shard)
     if not pieces:
         raise UsageError(
@@ -90,12 +95,23 @@ def build(
         **settings.identity(),
         "shard": list(shard),
     }
+    begins = plan(settings, material)[0]  # the roles are in the file that holds this piece
     with workspace(out, identity) as folder:
         finished = {piece: _finished(_shard_path(folder, piece)) for piece in pieces}
+        root = _root_attributes(model, settings)
+        root["shard"] = json.dumps({"rows": {name: material.rows(name) for name in ("control", *settings.names)}})
+        control = [piece for piece in pieces if piece.name == "control"]
+        key = _control_key(model, settings, material, identity["device"]) if control else {}
+        if any(finished[piece] is None for piece in control):
+            known = ControlSweep.of(base.content) if base is not None else find_control(key)
+            for piece in control:
+                if known is not None:
+                    sites, path = measure_roles(model) if piece == begins else {}, _shard_path(folder, piece)
+                    _write_shard(path, known.piece(piece), material, root, key["replacement"], sites)
+                    finished[piece] = _finished(path)
         progress = Work(model, material, on_progress)
         progress.start(finished)
         missing = [piece for piece in pieces if finished[piece] is None]
-        begins = plan(settings, material)[0]  # the roles are in the file that holds this piece
         roles = measure_roles(model) if begins in missing else {}  # in float32: a worker casts the model
         swept_names = {settings.names[0], *(piece.name for piece in missing)}
         other = material.replacements(model, settings, swept_names) if missing else {}
@@ -105,15 +121,21 @@ def build(
             swept = _sweep_here(model, recipe, shards, progress) if shards else iter(())
         else:
             swept = progress.over(sweep_shards(cluster, recipe, device, shards))
-        root = _root_attributes(model, settings)
-        root["shard"] = json.dumps({"rows": {name: material.rows(name) for name in ("control", *settings.names)}})
         for result in swept:
             sha256 = other[result.piece.name].sha256
             sites = roles if result.piece == begins else {}
             _write_shard(_shard_path(folder, result.piece), result, material, root, sha256, sites)
         parts = [Part.read(_shard_path(folder, piece)) for piece in pieces]
-        write_content(out, merge(parts) if shard[1] == 1 else join_parts(parts))
+        whole = merge(parts) if shard[1] == 1 else join_parts(parts)
+        write_content(out, whole)
+        if shard[1] == 1 and base is None:
+            keep_control(key, whole)
     return out
+
+
+def _control_key(model: Model, settings: BuildSettings, material: Material, device: str) -> dict[str, Any]:
+    replacement = material.replacements(model, settings, ["control"])["control"]
+    return control_key(model, settings, device, material.control_tokens, material.control_split, replacement.sha256)
 
 
 def _recipe(

@@ -14,6 +14,7 @@ from mechrl.building.merge import Piece
 from mechrl.building.settings import BuildSettings, split_batches
 from mechrl.building.workers.worker import Shard
 from mechrl.cache.format import FROM_FILE
+from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError
 from mechrl.models import Model, check_length
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, usable_pools
@@ -57,10 +58,13 @@ class Material:
         return len(self.control_tokens if name == "control" else self.prompts[name])
 
 
-def prepare(model: Model, settings: BuildSettings, control_text: str | None = None) -> Material:
+def prepare(
+    model: Model, settings: BuildSettings, control_text: str | None = None, base: Cache | None = None
+) -> Material:
     """Draw all prompts and control spans of a build.
 
-    :param control_text: the text that `settings.control_source` stands for; None for generated prose.
+    :param control_text: the text that `settings.control_source` stands for; None for what is made.
+    :param base: a cache whose control spans are taken.
     :raises UsageError: a task or the control text does not fit the model's tokenizer or context.
     """
     prompts, attributes = {}, {}
@@ -85,7 +89,10 @@ def prepare(model: Model, settings: BuildSettings, control_text: str | None = No
             return sampled_spans(model, n, split, settings.seed, span)
         return control_spans(model.vocabulary, control_text, n, split, settings.seed, span)
 
-    tokens = np.concatenate([spans(n_train, TRAIN), spans(n_evaluation, EVALUATION)])
+    if base is not None:
+        tokens = base.content.arrays["/control/tokens"]
+    else:
+        tokens = np.concatenate([spans(n_train, TRAIN), spans(n_evaluation, EVALUATION)])
     check_length(model, max(tokens.shape[1], *(of.tokens.shape[1] for of in prompts.values())))
     split = np.repeat(np.array([TRAIN, EVALUATION], np.uint8), [n_train, n_evaluation])
     return Material(prompts, tokens, split, attributes)

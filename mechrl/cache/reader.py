@@ -13,6 +13,7 @@ from mechrl.cache.format import Content, check_content
 from mechrl.cache.storage import read_content
 from mechrl.errors import FileError, MachineError, UsageError, unknown_name
 from mechrl.score import score
+from mechrl.tables import cache_file
 from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts
 
 
@@ -33,6 +34,15 @@ class Cache:
 
     path: Path
     content: Content
+
+    @classmethod
+    def load(cls, name: str | Path) -> "Cache":
+        """Read and check a finished cache: a file, or by its bare name a table that comes with mechrl.
+
+        :raises UsageError: no such file or table.
+        :raises FileError: as `open` does.
+        """
+        return cls.open(cache_file(name))
 
     @classmethod
     def open(cls, path: str | Path) -> "Cache":
@@ -56,7 +66,7 @@ class Cache:
 
     def _repr_html_(self) -> str:
         """A table of the tasks, and for each a heat map of the mean scores on the evaluation split."""
-        from mechrl.tables import html_heatmap, html_table
+        from mechrl.display import html_heatmap, html_table
 
         if self.imported:
             columns = ["task", "episodes"]

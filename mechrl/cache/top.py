@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from mechrl.cache.reader import Cache
+from mechrl.display import html_table, shown
 from mechrl.errors import UsageError, check_range, unknown_name
 from mechrl.intervals import Estimate, bootstrap_means, interval
 from mechrl.score import best_first, rank, score
-from mechrl.tables import html_table, shown
 from mechrl.tasks import TRAIN
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # control weights at which ranks are shown

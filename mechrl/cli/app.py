@@ -21,7 +21,27 @@ DEBUG = "--debug"
 MINI_CACHE = Path("cache/mini.h5")
 FIRST_LINE = "model: mini, the small one that comes with mechrl (GPT-2 small: --model gpt2 --device cuda)"
 
-existing = click.argument("path", type=click.Path(path_type=Path), default=MINI_CACHE, required=False)
+
+class CachePath(click.Path):
+    """A cache: a file, or by its bare name a table that comes with mechrl."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from mechrl.tables import cache_file
+
+        return cache_file(value)
+
+
+class RunPath(click.Path):
+    """What a report is about: a table by its bare name, or any file or folder."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from mechrl.tables import cache_file, table_names
+
+        return cache_file(value) if str(value) in table_names() else Path(value)
+
+
+CACHE, RUN = CachePath(path_type=Path), RunPath(path_type=Path)
+existing = click.argument("path", type=CACHE, default=MINI_CACHE, required=False)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 model = click.option(

@@ -8,7 +8,7 @@ from mechrl.cli import app
 
 
 @click.command()
-@click.option("--cache", "paths", multiple=True, type=click.Path(path_type=Path), default=[app.MINI_CACHE],
+@click.option("--cache", "paths", multiple=True, type=app.CACHE, default=[app.MINI_CACHE],
               show_default=True, help="Once for each cache.")  # fmt: skip
 @click.option("--track", type=click.Choice(["scores", "attribution", "both"]), default="both", show_default=True,
               help="What methods may use: looks alone, or attribution as well.")  # fmt: skip
@@ -73,8 +73,8 @@ def bench(
 
 
 def _list_methods(plugin: Path | None, checkpoint: Path | None, as_json: bool) -> None:
+    from mechrl.display import print_table
     from mechrl.search.methods.registry import all_methods
-    from mechrl.tables import print_table
 
     methods = all_methods(plugin, checkpoint).values()
     if as_json:

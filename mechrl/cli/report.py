@@ -10,7 +10,7 @@ USUAL = (app.MINI_CACHE, Path("checkpoint.zip"), Path("verification.json"), Path
 
 
 @click.command()
-@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=app.RUN)
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), default="report.html", show_default=True,
     help="A page (.html), or the heat maps of one cache (.png, .svg, .pdf).",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--from-cache", "path", type=click.Path(path_type=Path), is_flag=False, flag_value=app.MINI_CACHE,
+@click.option("--from-cache", "path", type=app.CACHE, is_flag=False, flag_value=app.MINI_CACHE,
               default=app.MINI_CACHE, show_default=True, help="The cache to look scores up in.")  # fmt: skip
 @click.option("--live", is_flag=True, help="Ask the model for every score; the cache gives prompts and evaluation.")
 @app.model
@@ -85,8 +85,8 @@ def _print_results(cache: "Cache", checkpoint: "Checkpoint", as_json: bool) -> N
             {task: {name: evaluation.summary() for name, evaluation in rows} for task, rows in results.items()}
         )
         return
+    from mechrl.display import print_table
     from mechrl.reporting.terminal import search_rows
-    from mechrl.tables import print_table
 
     for task, rows in results.items():
         role = "held out" if task in note.hold_out else "trained"

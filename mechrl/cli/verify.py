@@ -11,7 +11,7 @@ from mechrl.cli import app, task_files
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path), default="checkpoint.zip", required=False)
-@click.option("--cache", "path", type=click.Path(path_type=Path), default=app.MINI_CACHE, show_default=True)
+@click.option("--cache", "path", type=app.CACHE, default=app.MINI_CACHE, show_default=True)
 @app.model
 @app.revision
 @app.device

@@ -46,7 +46,7 @@ class HeadDiscoveryEnv(gymnasium.Env):
     ):
         if split not in SPLITS:
             raise UsageError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
-        cache = cache if isinstance(cache, Cache) else Cache.open(cache)
+        cache = cache if isinstance(cache, Cache) else Cache.load(cache)
         table = ScoreTable.from_cache(cache, tasks or cache.tasks, SPLITS[split], control_weight)
         self.episodes = ParallelEpisodes(table, 1, default_picks(cache.n_sites) if picks is None else picks, signals)
         self.observation_space = spaces.Box(-np.inf, np.inf, self.episodes.observation.shape[1:], np.float32)

@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mechrl.display import print_table, shown
 from mechrl.search.bench.result import BUDGETS, Benchmark, Verdict
 from mechrl.search.problem import REFERENCE, TRACKS
-from mechrl.tables import print_table, shown
 from mechrl.verification.result import (
     EVALUATION_PROMPTS,
     Curves,

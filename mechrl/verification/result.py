@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from mechrl.display import html_table, shown
 from mechrl.results import Count, Estimate, Head, Number, Result, ResultPart, Share, Text
-from mechrl.tables import html_table, shown
 
 EVALUATION_PROMPTS = "evaluation prompts"  # stand in for fresh ones
 

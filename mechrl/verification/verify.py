@@ -67,7 +67,7 @@ def verify_checkpoint(
     )
     agent = Checkpoint.load(checkpoint)
     try:
-        opened = cache if isinstance(cache, Cache) else Cache.open(cache)
+        opened = cache if isinstance(cache, Cache) else Cache.load(cache)
     except UsageError as error:
         raise UsageError(f"there is no cache at {cache}; mechrl-cache build makes one") from error
     note = adapt_to_cache(agent.policy, agent.note, opened)

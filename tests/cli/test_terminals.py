@@ -22,9 +22,9 @@ from mechrl.building.build import build
 from mechrl.building.settings import BuildSettings
 from mechrl.cache.imported import import_table
 from mechrl.cache.top import top_heads
+from mechrl.display import print_table, shown
 from mechrl.intervals import Estimate
 from mechrl.reporting.terminal import print_verification
-from mechrl.tables import print_table, shown
 from mechrl.verification.result import (
     Curves,
     Faithful,

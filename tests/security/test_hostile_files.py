@@ -41,10 +41,10 @@ from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
 from mechrl.cache.untrusted import check_texts
+from mechrl.display import print_table
 from mechrl.errors import FileError, UsageError
 from mechrl.reporting.files import draw_heatmaps
 from mechrl.search.ppo.checkpoint import adapt_to_cache
-from mechrl.tables import print_table
 from mechrl.tasks import read_task_file
 
 SECONDS = 10

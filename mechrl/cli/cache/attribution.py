@@ -28,7 +28,7 @@ def attribution(path: Path, tasks: list[str], as_json: bool) -> None:
         return app.print_json(
             {task: {name: vars(a) for name, a in kinds.items()} for task, kinds in agreements.items()}
         )
-    from mechrl.tables import print_table
+    from mechrl.display import print_table
 
     for task, kinds in agreements.items():
         rows = [["all heads", *(a.heads for a in kinds.values())]]

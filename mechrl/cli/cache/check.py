@@ -37,7 +37,7 @@ def check(
     checked = check_task(loaded, file)
     if as_json:
         return app.print_json(checked.model_dump(mode="json"))
-    from mechrl.tables import print_table
+    from mechrl.display import print_table
 
     skipped = f" without the {checked.skipped} {file.unit}s that do not fit" if checked.skipped else ""
     click.echo(

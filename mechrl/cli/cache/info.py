@@ -38,7 +38,7 @@ def print_info(opened: "Cache", as_json: bool) -> None:
         return app.print_json(information.model_dump(mode="json"))
     if isinstance(information, ImportedInformation):
         return _print_imported(opened, information)
-    from mechrl.tables import print_table
+    from mechrl.display import print_table
     from mechrl.vocabulary import said_of_bos
 
     a = opened.attributes
@@ -62,7 +62,7 @@ def print_info(opened: "Cache", as_json: bool) -> None:
 
 
 def _print_imported(opened: "Cache", information: "ImportedInformation") -> None:
-    from mechrl.tables import print_table
+    from mechrl.display import print_table
 
     a = opened.attributes
     click.echo(f"{opened.path}: scores of {opened.n_layers} × {opened.n_heads} heads, measured elsewhere")

@@ -24,7 +24,7 @@ def pairs(path: Path, tasks: list[str], n: int, as_json: bool) -> None:
     pairs_of = {task: top_pairs(opened, task, n) for task in tasks or opened.tasks}
     if as_json:
         return app.print_json({task: [vars(pair) for pair in best] for task, best in pairs_of.items()})
-    from mechrl.tables import print_table, shown
+    from mechrl.display import print_table, shown
 
     for task, best in pairs_of.items():
         print_table(

@@ -32,8 +32,8 @@ def roles(model: str, revision: str, device: str, n: int, as_json: bool) -> None
     if as_json:
         scores = {name: dict(zip(heads, values.tolist(), strict=True)) for name, values in scores_by_role.items()}
         return app.print_json({"model": model, "model_sha256": loaded.sha256, "roles": scores})
+    from mechrl.display import print_table
     from mechrl.score import best_first
-    from mechrl.tables import print_table
 
     best = {name: best_first(values)[:n] for name, values in scores_by_role.items()}
     columns = [[f"{heads[site]} ({scores_by_role[name][site]:.2f})" for site in sites] for name, sites in best.items()]

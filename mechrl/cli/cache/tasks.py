@@ -30,7 +30,7 @@ def tasks(name: str | None, show: int, model: str, seed: int, as_json: bool) -> 
                 for t in chosen
             }
         )
-    from mechrl.tables import print_table
+    from mechrl.display import print_table
 
     if not name:
         print_table("", ["task", "family", "source"], [[t.name, t.family, t.source] for t in chosen], text="source")

@@ -29,7 +29,7 @@ def top(path: Path, tasks: list[str], by: str, n: int, as_json: bool) -> None:
     tops = {task: top_heads(opened, task, n, by) for task in tasks or opened.tasks}
     if as_json:
         return app.print_json({task: [vars(head) for head in heads] for task, heads in tops.items()})
-    from mechrl.tables import print_table
+    from mechrl.display import print_table
 
     for heads in tops.values():
         secondary = [column for column in SECONDARY if column in heads.columns]

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from mechrl.display import html_table
 from mechrl.results import NotNegative, Number, Positive, Result, ResultPart, Share, Text
-from mechrl.tables import html_table
 
 BUDGETS = (2.0, 5.0, 10.0)  # runs at which coverage is told
 

@@ -15,13 +15,13 @@ from sb3_contrib import MaskablePPO
 from mechrl.cache.format import NAME
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import file_sha256, write_whole
+from mechrl.display import html_table
 from mechrl.envs.kernel import REPEAT_REWARD, SCORE_SCALE
 from mechrl.errors import FileError, UsageError
 from mechrl.search.ppo.heads_policy import HeadsPolicy, make_heads_policy
 from mechrl.search.ppo.training import PlanningPolicy, make_policy
 from mechrl.search.ppo.zip_file import NOTE, POLICY, open_zip, read_member, read_tensors
 from mechrl.search.structure import blank_structure, head_structure
-from mechrl.tables import html_table
 
 FORMAT, VERSION = "mechrl-checkpoint", 2
 KEYS = {"task_signal": "told"}  # fields that are called otherwise in the file
