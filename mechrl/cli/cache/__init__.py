@@ -3,6 +3,7 @@
 import click
 
 from mechrl.cli import app
+from mechrl.cli.cache.attention import attention
 from mechrl.cli.cache.attribution import attribution
 from mechrl.cli.cache.build import build
 from mechrl.cli.cache.check import check
@@ -22,7 +23,7 @@ def cache() -> None:
     """Build the file with every head's damage, and look into it."""
 
 
-for command in (build, check, tasks, merge, import_, info, validate, top, pairs, attribution, roles, export):
+for command in (build, check, tasks, merge, import_, info, validate, top, pairs, attribution, roles, attention, export):
     cache.add_command(command)
 
 
