@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechrl.ablation import Ablation
-    from mechrl.api import bench, build, load, report, train, verify
+    from mechrl.api import attention, bench, build, load, report, train, verify
     from mechrl.cache.reader import Cache
     from mechrl.cache.top import top_heads
     from mechrl.search.ppo.checkpoint import Checkpoint
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _WHERE = {
-    **dict.fromkeys(("build", "load", "train", "verify", "bench", "report"), "mechrl.api"),
+    **dict.fromkeys(("build", "load", "train", "verify", "bench", "report", "attention"), "mechrl.api"),
     "top_heads": "mechrl.cache.top",
     "Cache": "mechrl.cache.reader",
     "Checkpoint": "mechrl.search.ppo.checkpoint",
@@ -29,6 +29,7 @@ __all__ = [
     "Task",
     "Verification",
     "__version__",
+    "attention",
     "bench",
     "build",
     "load",

@@ -10,6 +10,7 @@ from mechrl.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from mechrl.ablation import Ablation
+    from mechrl.ablation.attention import Attention
     from mechrl.search.bench.result import Benchmark
     from mechrl.search.ppo.checkpoint import Checkpoint
     from mechrl.verification.result import Verification
@@ -285,10 +286,57 @@ def bench(
     return run.result
 
 
+def attention(
+    heads: str | Sequence[str],
+    task: str | Path,
+    model: str | Path = "mini",
+    *,
+    prompts: int = 3,
+    seed: int = 0,
+    revision: str = "",
+    device: str = "auto",
+    out: str | Path | None = None,
+) -> "Attention":
+    """Where heads of the intact model look on a task's prompts: whole patterns, and means from the last position.
+
+    :param heads: written `layer.head`, at most 32.
+    :param task: a built-in task, or a file with a task of your own.
+    :param model: `mini`, a folder, or a name on the hub, there of a `revision`.
+    :param prompts: how many are kept with their whole patterns, 1 to 10.
+    :param seed: of the prompts.
+    :param out: a file to write the result to as well: a page (.html), or what `report` shows beside other results
+        (.json).
+    :raises UsageError: an unknown name, a head that the model does not have, a task that does not fit its tokenizer, a
+        model whose patterns cannot be read, or another ending of `out`.
+    :raises MachineError: `out` cannot be written, or the model cannot be run.
+    """
+    from mechrl.ablation.attention import find_task, measure_attention, parse_heads
+    from mechrl.cache.storage import check_writable, write_whole
+    from mechrl.models import load_model
+    from mechrl.reporting.page import write_page
+    from mechrl.reporting.run import alone
+
+    path, names, source = _path(out), _names(heads) or (), find_task(task)
+    parse_heads(names)
+    if path is not None:
+        if path.suffix not in (".html", ".json"):
+            raise UsageError(f"{path}: the attention of heads is written to a page (.html) or to a .json file")
+        check_writable(path)
+    keep_freed_memory()
+    result = measure_attention(load_model(str(model), device=device, revision=revision), source, names, prompts, seed)
+    if path is not None and path.suffix == ".html":
+        write_page(alone(path, result), path)
+    elif path is not None:
+        text = result.model_dump_json()
+        write_whole(path, lambda temporary: temporary.write_text(text))
+    return result
+
+
 def report(runs: "Cache | Checkpoint | Paths", out: str | Path = "report.html") -> Path:
     """Write one page about everything in some folders or files, that needs no network; its path is given back.
 
-    :param runs: caches (.h5), checkpoints (.zip), verifications and benchmarks (.json), or folders with them.
+    :param runs: caches (.h5), checkpoints (.zip), verifications, benchmarks and the attention of heads (.json), or
+        folders with them.
     :param out: the page; its name ends in .html.
     :raises UsageError: no such file, nothing that a report could be made of, or `out` is no .html.
     :raises FileError: nothing could be read, and something is damaged; of one file among others it is a warning.

@@ -97,6 +97,7 @@ def test_no_import_rebinds_a_name_of_the_package():
         lambda: mechrl.verify("nowhere/none.zip", nowhere),
         lambda: mechrl.bench(nowhere, workers=1),
         lambda: mechrl.report(nowhere),
+        lambda: mechrl.attention("0.0", nowhere + ".jsonl"),
     ):
         with pytest.raises(UsageError, match="nowhere"):
             call()

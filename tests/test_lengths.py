@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mechrl.ablation import reference
 from mechrl.ablation.forward import Forward
-from mechrl.ablation.self_check import check_logits, self_check
+from mechrl.ablation.reference import check_logits, self_check
 from mechrl.ablation.sweep import clean_measures, sweep_task
 from mechrl.errors import UsageError
 from mechrl.models import check_length, load_model

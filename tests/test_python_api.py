@@ -207,6 +207,9 @@ def test_a_comparison_from_python(small_cache, tmp_path):
         (lambda cache: mechrl.build(ablation="zreo"), "unknown ablation 'zreo'.*'zero'"),
         (lambda cache: mechrl.report(cache, "x.png"), r"a page ends in \.html"),
         (lambda cache: mechrl.report([]), "^nothing to report"),
+        (lambda cache: mechrl.attention([], "ioi"), "heads must be between 1 and 32, not 0"),
+        (lambda cache: mechrl.attention("4.4", "ioi", prompts=0), "prompts must be between 1 and 10, not 0"),
+        (lambda cache: mechrl.attention("4.4", "ioi", seed=-1), "seed must be between 0"),
         (lambda cache: mechrl.top_heads(cache, "ioi", 0), "n must be at least 1, not 0"),
     ],
 )

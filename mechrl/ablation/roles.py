@@ -1,4 +1,4 @@
-"""What heads of the intact model look like: features on given prompts, and roles, what interpreters look for first.
+"""What heads of the intact model look like: patterns, features, and roles, which interpreters look for first.
 
 The four roles that are scores of attention come from rows of random tokens, such as the induction task has: BOS if the
 tokenizer has one, then a block of words, none of them twice, then the same block again. So what a query should attend
@@ -6,7 +6,8 @@ to is one position, and nothing but the repetition points to it.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.random import RandomState
 from mechrl.ablation import ROLES
 from mechrl.ablation.direct import adds_plainly, unscaled, written_alone
 from mechrl.ablation.forward import CleanRun, Forward, finite
-from mechrl.errors import MachineError
+from mechrl.errors import MachineError, UsageError
 from mechrl.models import Model
 from mechrl.models.running import at
 from mechrl.tasks import Prompts
@@ -57,6 +58,42 @@ def shows_patterns(forward: Forward) -> bool:
         bool((s - 1).abs().max() <= SUM_ERROR) and bool((z - z[:, :1]).abs().max() <= SUM_ERROR * z.abs().max())
         for s, z in zip(sums, outputs, strict=True)
     )
+
+
+@torch.inference_mode()
+def attention_patterns(forward: Forward, prompts: Prompts, sites: Sequence[int], last: bool = False) -> np.ndarray:
+    """The attention of some heads of the intact model, float32 [prompt, site, query, key]; 0 beyond a prompt's end.
+
+    :param last: only from the position that is read, [prompt, site, key].
+    :raises UsageError: it is a model whose patterns cannot be read, see `shows_patterns`.
+    :raises MachineError: a number is not finite, or one prompt alone does not fit in memory.
+    """
+    if not shows_patterns(forward):
+        raise UsageError(
+            f"{forward.model.name!r}: where its heads look cannot be read: what TransformerLens gives as the attention "
+            "patterns of this kind of model is not, in every layer, what mixes the positions"
+        )
+    positions, n_heads = int(prompts.length.max()), forward.model.n_heads
+
+    def patterns(rows: np.ndarray) -> torch.Tensor:
+        width = int(prompts.length[rows].max())
+        tokens, end = forward.tensors(prompts.tokens[rows, :width], prompts.length[rows] - 1)
+        inside = (torch.arange(width, device=end.device) <= end[:, None]).float()  # [row, query]
+        seen: dict[int, torch.Tensor] = {}
+
+        def keep(pattern: torch.Tensor, hook: object, layer: int) -> None:
+            for site in (site for site in sites if site // n_heads == layer):
+                of_head = pattern[:, site % n_heads].float() * inside[:, :, None]
+                seen[site] = at(of_head, end)[:, 0] if last else of_head
+
+        layers = sorted({site // n_heads for site in sites})
+        forward.run(
+            [(f"blocks.{layer}.attn.hook_pattern", partial(keep, layer=layer)) for layer in layers], None, tokens
+        )
+        missing = (0, positions - width)
+        return torch.nn.functional.pad(torch.stack([seen[site] for site in sites], 1), missing * (1 if last else 2))
+
+    return finite(forward.in_groups(patterns, prompts.length), "prompt")
 
 
 def head_features(forward: Forward, prompts: Prompts) -> dict[str, np.ndarray]:

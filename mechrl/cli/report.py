@@ -6,7 +6,7 @@ import click
 
 from mechrl.cli import app
 
-USUAL = (app.MINI_CACHE, Path("checkpoint.zip"), Path("verification.json"), Path("bench.json"))
+USUAL = (app.MINI_CACHE, Path("checkpoint.zip"), Path("verification.json"), Path("bench.json"), Path("attention.json"))
 
 
 @click.command()
@@ -19,9 +19,9 @@ USUAL = (app.MINI_CACHE, Path("checkpoint.zip"), Path("verification.json"), Path
 def report(runs: tuple[Path, ...], out: Path, files: bool) -> None:
     """Write one page about everything in the RUNs, that needs no network and sends nothing.
 
-    A RUN is a folder, or a file of it: caches (.h5), checkpoints (.zip), and what `mechrl-verify --out` wrote and
-    `mechrl bench --json` printed (.json). Without one: cache/mini.h5 and, where they are, checkpoint.zip,
-    verification.json and bench.json.
+    A RUN is a folder, or a file of it: caches (.h5), checkpoints (.zip), and what `mechrl-verify --out`, `mechrl-cache
+    attention --out` and `mechrl bench --json` wrote (.json). Without one: cache/mini.h5 and, where they are,
+    checkpoint.zip, verification.json, bench.json and attention.json.
     """
     if out.suffix != ".html":
         _heat_maps(runs, out, files)

@@ -21,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "hexagon")
 MOST_NUMBERED = 16  # heads in a layer: with more, there is no room for numbers in the cells
+LONGEST_LABEL, MOST_LABELS = 14, 32  # letters of a token beside a map, and how many tokens there is room for
 INK, GRID = "#222", "#e4e4e0"
 
 
@@ -102,6 +103,7 @@ class ModelSection:
     missing: list[tuple[str, str]]
     parts: list[PageSection]
     benches: list[Block]
+    attention: list[Block]
     commands: list[tuple[str, str]]
     fingerprints: Table
 
@@ -171,6 +173,45 @@ def heatmap(
     figure.update_yaxes(title="layer", dtick=1 if cache.n_layers <= 24 else 4, range=[cache.n_layers - 0.5, -0.5])
     figure.update_yaxes(showgrid=False, zeroline=False)
     return figure
+
+
+def attention_map(
+    weights: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    hover: Sequence[Sequence[str]],
+    titles: tuple[str, str],
+) -> tuple[go.Figure, float]:
+    """Shares of attention as cells, and where their colours end: at the largest share off the first column.
+
+    The first position often gets nearly everything, and with it in the scale the rest would look alike.
+
+    :param weights: [row, column]; None where there is no cell.
+    :param rows: the name of each row; `columns` likewise; cut where they are long.
+    :param hover: what the pointer shows, escaped already, like `weights`.
+    :param titles: of the columns and of the rows.
+    """
+    others = [weight for row in weights for weight in row[1:] if weight is not None]
+    limit = max(others, default=0.0) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=[list(row) for row in weights], hovertext=[list(row) for row in hover], hoverinfo="text",
+            colorscale=MAGNITUDE, zmin=0, zmax=limit, xgap=1, ygap=1, hoverongaps=False,
+            colorbar={"title": {"text": "share", "side": "right"}, "thickness": 10, "len": 0.9},
+        )
+    )  # fmt: skip
+    figure.update_layout(_layout(190 + min(19 * len(rows), 620), legend=False))
+    for update, names, title in (
+        (figure.update_xaxes, columns, titles[0]),
+        (figure.update_yaxes, rows, titles[1]),
+    ):
+        labels = [plain(name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…") for name in names]
+        shown = slice(None, None, -(-len(names) // MOST_LABELS))  # from the last on
+        update(title=title, tickvals=list(range(len(names)))[::-1][shown], ticktext=labels[::-1][shown])
+        update(showgrid=False, zeroline=False, automargin=True)
+    figure.update_xaxes(tickangle=-60)
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.5])
+    return figure, limit
 
 
 def lines(

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import check_writable, write_whole
 from mechrl.errors import MachineError, UsageError
-from mechrl.reporting.cache_section import control_weight, heads_in_order
 from mechrl.reporting.run import Run
-from mechrl.reporting.search_section import bench_on_caches
+from mechrl.reporting.sections.cache import control_weight, heads_in_order
+from mechrl.reporting.sections.search import bench_on_caches
 from mechrl.reporting.terminal import methods_of_track, shown_tracks
 from mechrl.search.bench.summary import BenchmarkRun
 from mechrl.search.bench.verdict import AGENTS
@@ -44,6 +44,7 @@ def write_files(run: Run, folder: Path) -> list[Path]:
     tables = {
         "heads": _heads(run), "roles": _roles(run), "coverage": _coverage(run), "verification": _verification(run),
         "joint": _joint(run), "curves": _curves(run), "bench": _bench(run),
+        "attention": _attention(run),
     }  # fmt: skip
     written = []
     for name, (columns, rows) in tables.items():
@@ -163,6 +164,21 @@ def _bench(run: Run) -> Rows:
         for method in methods
         for runs, coverage in zip(bench.grid, bench.curve(method), strict=True)
     )
+
+
+def _attention(run: Run) -> Rows:
+    columns = ["model_sha256", "task", "head", "length", "position", "token", "token_share", "answer", "wrong"]
+    return [*columns, *_with_ends(["attention"])], (
+        [
+            file.content.model_sha256, file.content.task, head, len(part.slots), at - len(part.slots), slot.token,
+            slot.share, slot.answer, slot.wrong, *attention[at],
+        ]
+        for model in run.models
+        for file in model.attentions
+        for part in file.content.aligned
+        for head, attention in part.attention.items()
+        for at, slot in enumerate(part.slots)
+    )  # fmt: skip
 
 
 def draw_heatmaps(cache: Cache, path: Path) -> None:

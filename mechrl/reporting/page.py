@@ -16,13 +16,15 @@ from mechrl.cache.format import UNKNOWN
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import write_whole
 from mechrl.cache.top import TopHead
-from mechrl.reporting import cache_section
 from mechrl.reporting.blocks import ModelSection, PageSection, Table, TaskSection
-from mechrl.reporting.cache_section import cache_claim, control_weight, heads_in_order
 from mechrl.reporting.run import OfModel, Run, VerificationFile
-from mechrl.reporting.search_section import bench_on_caches, compared, searched
-from mechrl.reporting.verification_section import verdict_claim, verification_claim, verified
+from mechrl.reporting.sections import cache as cache_section
+from mechrl.reporting.sections.attention import looked_at
+from mechrl.reporting.sections.cache import cache_claim, control_weight, heads_in_order
+from mechrl.reporting.sections.search import bench_on_caches, compared, searched
+from mechrl.reporting.sections.verification import verdict_claim, verification_claim, verified
 from mechrl.results import library_versions
+from mechrl.tasks import TASKS
 
 if TYPE_CHECKING:  # it needs torch, which a report without a checkpoint does not
     from mechrl.search.ppo.checkpoint import CheckpointNote
@@ -52,11 +54,17 @@ def render(run: Run) -> str:
         style=Markup((HERE / "page.css").read_text()),
         run=run,
         models=[_model(model) for model in run.models],
+        ablated=any(map(_ablated, run.models)),
     )
 
 
 def _script_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _ablated(model: OfModel) -> bool:
+    """Whether there is anything that heads were removed for, and not their attention alone."""
+    return bool(model.caches or model.checkpoints or model.verifications or model.benches)
 
 
 def _model(model: OfModel) -> ModelSection:
@@ -69,6 +77,7 @@ def _model(model: OfModel) -> ModelSection:
         list(_missing(model)),
         parts,
         [block for bench in bench_on_caches(model) for block in compared(bench)],
+        [block for file in model.attentions for block in looked_at(file)],
         list(_commands(model)),
         _fingerprints(model),
     )
@@ -143,7 +152,7 @@ def _notes(model: OfModel) -> Iterable[str]:
 
 def _missing(model: OfModel) -> Iterable[tuple[str, str]]:
     """What there could be, and the command that makes it."""
-    if not model.sha256 or any(cache.imported for cache in model.caches):
+    if not model.sha256 or not _ablated(model) or any(cache.imported for cache in model.caches):
         return
     name = shown_model(model.name)
     cache: object = model.caches[0].path if model.caches else "cache.h5"
@@ -155,6 +164,15 @@ def _missing(model: OfModel) -> Iterable[tuple[str, str]]:
     if not model.verifications:
         parts = ("mechrl-verify", checkpoint, "--cache", cache, "--model", name, "--json")
         yield "a verification on the live model", command(*parts) + " > verification.json"
+    replicated = [
+        (task, [head.head for head in of.heads if head.answer])
+        for file in model.verifications
+        for task, of in file.content.tasks.items()
+        if any(head.answer for head in of.heads)
+    ]
+    if replicated and not model.attentions:
+        line = attention_command(name, *replicated[0], "--out", "attention.json")
+        yield f"where the heads look that replicate on {replicated[0][0]}", line
     if not model.benches:
         yield (
             "a comparison of searches",
@@ -171,6 +189,9 @@ def _commands(model: OfModel) -> Iterable[tuple[str, str]]:
         yield str(checkpoint.path), train_command(checkpoint.note, path, checkpoint.path)
     for file in model.verifications:
         yield str(file.path), file.content.command or "(the file does not say)"
+    for shown in model.attentions:
+        content, more = shown.content, ("--prompts", max(1, len(shown.content.drawn)), "--seed", shown.content.seed)
+        yield str(shown.path), attention_command(content.model, content.task, (h.head for h in content.heads), *more)
     for bench in model.benches:
         caches = [part for cache in bench.content.caches for part in ("--cache", cache)]
         seeds = len({row.seed for row in bench.content.tasks})
@@ -188,6 +209,9 @@ def _fingerprints(model: OfModel) -> Table:
         content = file.content
         versions = {"mechrl": content.mechrl_version, **content.library_versions}
         rows.append([str(file.path), "verification", "–", str(content.seed), _listed(versions)])
+    for shown in model.attentions:
+        versions = {"mechrl": shown.content.mechrl_version}
+        rows.append([str(shown.path), "attention", "–", str(shown.content.seed), _listed(versions)])
     return Table(["file", "what", "fingerprint", "seed", "versions"], rows)
 
 
@@ -243,6 +267,13 @@ def train_command(note: "CheckpointNote", cache: object, out: object) -> str:
         parts += ["--preset", note.preset]
     parts += ["--steps", note.steps, "--picks", note.picks, "--plan-k", note.plan_k]
     return command(*parts, "--control-weight", f"{note.control_weight:g}", "--seed", note.seed, "--out", out)
+
+
+def attention_command(model: str, task: str, heads: Iterable[str], *more: object) -> str:
+    """The command that measures the attention of some heads."""
+    named = [part for head in heads for part in ("--head", head)]
+    given = task if task in TASKS else f"{task}.jsonl"
+    return command("mechrl-cache", "attention", "--model", model, *named, "--task", given, *more)
 
 
 def shown_model(name: str) -> str:

@@ -1,10 +1,11 @@
 """What lies in the folders and files that a report is made of, and what belongs together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mechrl.ablation.attention import Attention
 from mechrl.cache.format import UNKNOWN
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import file_sha256
@@ -47,6 +48,12 @@ class BenchFile:
 
 
 @dataclass(frozen=True)
+class AttentionFile:
+    path: Path
+    content: Attention
+
+
+@dataclass(frozen=True)
 class OfModel:
     """The pieces of one model: those with the same fingerprint.
 
@@ -59,6 +66,7 @@ class OfModel:
     checkpoints: list[CheckpointFile] = field(default_factory=list)
     verifications: list[VerificationFile] = field(default_factory=list)
     benches: list[BenchFile] = field(default_factory=list)
+    attentions: list[AttentionFile] = field(default_factory=list)
 
     def cache(self, sha256: str | None) -> Cache | None:
         """The cache with this fingerprint."""
@@ -79,6 +87,12 @@ class Run:
     damaged: list[tuple[Path, str]]
 
 
+def alone(path: Path, attention: Attention) -> Run:
+    """The attention of some heads and nothing else, for a page of its own at `path`."""
+    file = AttentionFile(path, attention)
+    return Run([OfModel(attention.model, attention.model_sha256, attentions=[file])], [], [])
+
+
 def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
     """Read all pieces in some folders and files.
 
@@ -91,6 +105,7 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
     checkpoints: list[LoadedCheckpoint] = []
     verifications: list[VerificationFile] = []
     benches: list[BenchFile] = []
+    attentions: list[AttentionFile] = []
     caches: list[Cache] = []
     for path in _files(paths, run, {p.resolve() for p in leave_out}):
         try:
@@ -108,24 +123,26 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
 
                 loaded = Checkpoint.load(path)
                 checkpoints.append((path, sha256, loaded.policy, loaded.note))
-            elif isinstance(document := read_result(path, (Verification, Benchmark)), Verification):
+            elif isinstance(document := read_result(path, (Verification, Benchmark, Attention)), Verification):
                 verifications.append(VerificationFile(path, document))
             elif isinstance(document, Benchmark):
                 benches.append(BenchFile(path, document))
+            elif isinstance(document, Attention):
+                attentions.append(AttentionFile(path, document))
             else:
                 run.ignored.append((path, "not a JSON that a report knows"))
         except FileError as error:
             run.damaged.append((path, str(error)))
         except OSError as error:
             run.damaged.append((path, f"{path}: cannot be read ({error.strerror or error})"))
-    _place(run, caches, checkpoints, verifications, benches)
+    _place(run, caches, checkpoints, verifications, benches, attentions)
     if not run.models:
         if run.damaged:
             raise FileError("; ".join(message for _, message in run.damaged))
         named = f"{', '.join(map(str, paths))}: " if paths else ""
         raise UsageError(
             f"{named}nothing to report. A report is made of a cache (mechrl-cache build), a "
-            "checkpoint (mechrl-train), and what mechrl-verify and mechrl bench write as JSON"
+            "checkpoint (mechrl-train), and what mechrl-verify, mechrl bench and mechrl-cache attention write as JSON"
         )
     return run
 
@@ -157,6 +174,7 @@ def _place(
     checkpoints: Sequence["LoadedCheckpoint"],
     verifications: Sequence[VerificationFile],
     benches: Sequence[BenchFile],
+    attentions: Sequence[AttentionFile],
 ) -> None:
     """Puts every piece to its model, by fingerprint."""
     models: dict[str, OfModel] = {}
@@ -203,6 +221,15 @@ def _place(
         found = {f.model_sha256: f.model for f in bench.content.caches.values()}
         for model_sha256, name in found.items():
             of(name, model_sha256).benches.append(bench)
+    for shown in attentions:
+        place = of(shown.content.model, shown.content.model_sha256)
+        try:
+            for cache in place.caches:
+                _check_heads(shown.path, (head.head for head in shown.content.heads), cache)
+        except FileError as error:
+            run.damaged.append((shown.path, str(error)))
+            continue
+        place.attentions.append(shown)
     run.models.extend(models.values())
 
 
@@ -231,7 +258,12 @@ def _check_fits(file: VerificationFile, cache: Cache) -> None:
             *(head for joint in task.joint or () for head in joint.heads),
             *(head for ranking in curves for head in ranking.heads),
         ]
-        for head in heads:
-            layer, index = map(int, head.split("."))
-            if layer >= cache.n_layers or index >= cache.n_heads:
-                raise FileError(f"{file.path}: head {head} is not in the cache it names ({cache.path})")
+        _check_heads(file.path, heads, cache)
+
+
+def _check_heads(path: Path, heads: Iterable[str], cache: Cache) -> None:
+    """:raises FileError: a head is not in a cache of the same model."""
+    for head in heads:
+        layer, index = map(int, head.split("."))
+        if layer >= cache.n_layers or index >= cache.n_heads:
+            raise FileError(f"{path}: head {head} is not in the cache of its model ({cache.path})")

@@ -10,7 +10,7 @@ import torch
 
 from mechrl.ablation import MEASURES, NOTHING, Replacement, reference
 from mechrl.ablation.forward import Forward
-from mechrl.ablation.self_check import LIMITS
+from mechrl.ablation.reference import LIMITS
 from mechrl.ablation.sweep import sweep_control, sweep_task
 from mechrl.cache.reader import Cache
 from mechrl.errors import FileError

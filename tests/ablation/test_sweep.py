@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from mechrl.ablation import Ablation, reference
 from mechrl.ablation import sweep as sweep_module
 from mechrl.ablation.forward import Forward
+from mechrl.ablation.reference import check_logits, self_check
 from mechrl.ablation.replacement import ReplacementMaker
-from mechrl.ablation.self_check import check_logits, self_check
 from mechrl.ablation.sweep import sweep_control, sweep_readings, sweep_task
 from mechrl.building.flops import Shape
 from mechrl.errors import MachineError

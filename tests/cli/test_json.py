@@ -30,6 +30,7 @@ SLOW = [
     f"{BUILD} --shard 1/2; {BUILD.replace('x.h5', 'y.h5')} --shard 2/2; cache merge z.h5 x.h5 y.h5",
     "cache check own.jsonl --device cpu",
     "cache roles --device cpu",
+    "cache attention --head 4.4 --task ioi --device cpu",
     "train --from-cache CACHE --steps 200",
     "train --from-cache CACHE --steps 200; verify --cache CACHE --fresh-batches 1 --top 1 --device cpu --joint",
     "bench --cache CACHE --seeds 1 --method random",
@@ -43,6 +44,7 @@ FORMATS = {
     f"{BUILD} --shard": None,
     "cache build": "mechrl-information",
     "cache check": "mechrl-check",
+    "cache attention": "mechrl-attention",
     "verify": "mechrl-verification",
     "bench --cache": "mechrl-benchmark",
 }

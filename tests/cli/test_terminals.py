@@ -435,6 +435,14 @@ CASES = {
             for of in f["roles"].values()
         ],
     ),
+    "attention": (
+        lambda m: ("cache", "attention", "--head", "4.4", "--task", "ioi", "--device", "cpu"),
+        lambda f: [
+            *(shown(of[name]) for of in f["heads"] for name in ("first", "answers", "wrongs")),
+            *(shown(max(part["attention"]["4.4"])) for part in f["aligned"]),
+            *(f"{max(prompt['patterns']['4.4'][-1]):.2f}" for prompt in f["drawn"]),
+        ],
+    ),
     "train": (
         lambda m: ("train", "--from-cache", m.cache, "--steps", 64, "--out", m.checkpoint.with_name("again.zip")),
         lambda f: [

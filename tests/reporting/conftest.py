@@ -16,7 +16,7 @@ from mechrl.cli.train import train as train_command
 
 @pytest.fixture(scope="session")
 def whole_run(small_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a cache, a checkpoint, a verification and a benchmark. Not to be changed."""
+    """A folder with a cache, a checkpoint, a verification, a benchmark and attention. Not to be changed."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copy(small_cache.path, folder / "mini.h5")
     shutil.copy(manifest_path(small_cache.path), folder / "mini.h5.json")
@@ -25,6 +25,7 @@ def whole_run(small_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> P
     train_command.main([str(argument) for argument in arguments], standalone_mode=False)
     (folder / "verification.json").write_text(documents.verification(small_cache, checkpoint).model_dump_json())
     (folder / "bench.json").write_text(documents.bench({"cache/mini.h5": small_cache}).model_dump_json())
+    (folder / "attention.json").write_text(documents.attention(small_cache).model_dump_json())
     return folder
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mechrl.ablation.attention import Aligned, Attention, DrawnPrompt, HeadAttention, Slot
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import TopHead, top_heads
 from mechrl.intervals import Estimate
@@ -130,6 +131,32 @@ def bench(caches: dict[str, Cache], agent: str = "agent") -> Benchmark:
             Verdict(
                 track="scores", agent=agent, sentence="undecided", too_few_families=True, censored=0.0,
                 cost_ratio=0.5, low=0.3, high=1.1, p=0.2, p_adjusted=0.25, comparators={}, family_cost_ratios={},
+            )
+        ],
+    )  # fmt: skip
+
+
+def attention(cache: Cache, heads: tuple[str, ...] = ("0.1", "1.0"), token: str = " Mary") -> Attention:
+    """The attention of some heads of a cache's model: one prompt of three tokens, of which the second is the answer."""
+    a = cache.attributes
+    return Attention(
+        mechrl_version="0.1.0", model=a["model"], model_sha256=a["model_sha256"], task="ioi", seed=0, bos="<bos>",
+        prompts=20, groups=10, with_answer=20, with_wrong=0,
+        heads=[HeadAttention(head=head, first=around(0.7), answers=around(0.25), wrongs=None) for head in heads],
+        aligned=[
+            Aligned(
+                prompts=20, groups=10,
+                slots=[
+                    Slot(token="<bos>", share=1, answer=0, wrong=0), Slot(token=token, share=0.3, answer=1, wrong=0),
+                    Slot(token=" to", share=1, answer=0, wrong=0),
+                ],
+                attention={head: [around(0.7), around(0.25), around(0.05, 0.01)] for head in heads},
+            )
+        ],
+        drawn=[
+            DrawnPrompt(
+                text=f"{token} to", tokens=["<bos>", token, " to"],
+                patterns={head: [[1.0], [0.875, 0.125], [0.625, 0.25, 0.125]] for head in heads},
             )
         ],
     )  # fmt: skip

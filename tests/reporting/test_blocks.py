@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from mechrl.cache.top import top_heads
-from mechrl.reporting import cache_section
-from mechrl.reporting.cache_section import heads_in_order
+from mechrl.reporting.blocks import attention_map
 from mechrl.reporting.page import render
 from mechrl.reporting.run import collect
-from mechrl.reporting.search_section import bench_on_caches, compared, searched
-from mechrl.reporting.verification_section import verified
+from mechrl.reporting.sections import cache as cache_section
+from mechrl.reporting.sections.attention import looked_at
+from mechrl.reporting.sections.cache import heads_in_order
+from mechrl.reporting.sections.search import bench_on_caches, compared, searched
+from mechrl.reporting.sections.verification import verified
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,57 @@ def test_a_verification_without_its_cache_is_shown(small_cache, tmp_path):
     page = render(collect([tmp_path]))
     assert "verification of a cache that is not here" in page
     assert f"Removing {top_heads(small_cache, 'ioi', 1)[0].head} (total effect" in page
+
+
+def test_attention_is_drawn_and_told_as_it_is_in_the_file(model):
+    (file,) = model.attentions
+    means, prompt = looked_at(file)
+    (table,) = means.tables
+    assert table.rows == [[head, "0.70 (0.45 to 0.95)", "0.25 (0.00 to 0.50)", "–"] for head in ("0.1", "1.0")]
+    (figure,) = means.figures
+    (drawn,) = figure.plot.data
+    assert [list(row) for row in drawn.z] == [[0.7, 0.25, 0.05]] * 2
+    assert (drawn.zmin, drawn.zmax) == (0, 0.25), "the colours leave the first position out"
+    assert "Colours end at 0.25, the largest share off the first position" in figure.caption
+    assert dict(zip(figure.plot.layout.xaxis.tickvals, figure.plot.layout.xaxis.ticktext, strict=True)) == {
+        0: "&lt;bos&gt;", 1: "Mary 30%", 2: "to",
+    }  # fmt: skip
+    assert drawn.hovertext[1][1] == "<b>1.0</b> → -2 ' Mary' 30%: 0.250 (0.000 to 0.500)"
+    assert figure.table.rows[1][:5] == ["-2", "' Mary'", "30%", "100%", "0%"]
+    assert prompt.sentences == [" Mary to"]
+    assert len(prompt.figures) == 2
+    (drawn,) = prompt.figures[0].plot.data
+    assert [list(row) for row in drawn.z] == [[1, None, None], [0.875, 0.125, None], [0.625, 0.25, 0.125]]
+    assert drawn.zmax == 0.25
+    assert drawn.hovertext[2][1] == "<b>0.1</b> -1 ' to' → -2 ' Mary': 0.250"
+    assert prompt.figures[0].table.columns == ["query", "-3 '<bos>'", "-2 ' Mary'", "-1 ' to'"]
+    assert prompt.figures[0].table.rows[2] == ["-1 ' to'", "0.625", "0.250", "0.125"]
+
+
+def test_tokens_of_a_stranger_are_shown_as_text(small_cache, tmp_path):
+    """In HTML and in what Plotly reads as HTML; the browser's tests do the same to a page."""
+    token = "<script>alert(1)</script><a href='x'>"
+    found = documents.attention(small_cache, token=token)
+    (tmp_path / "attention.json").write_text(found.model_dump_json())
+    run = collect([tmp_path])
+    page = render(run)
+    assert page.count("<script>") == 2, "our own"
+    assert "<a href='x'" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;a href=" in page
+    for block in looked_at(run.models[0].attentions[0]):
+        for figure in block.figures:
+            (drawn,) = figure.plot.data
+            axes = figure.plot.layout.xaxis, figure.plot.layout.yaxis
+            texts = [text.replace("<b>", "").replace("</b>", "") for row in drawn.hovertext for text in row]
+            texts += [text for axis in axes for text in axis.ticktext]
+            assert any("&lt;script&gt;" in text for text in texts)
+            assert not any("<" in text for text in texts)
+
+
+def test_of_many_tokens_as_many_are_named_as_there_is_room_for():
+    n = 100
+    plot, limit = attention_map([[0.5] * n] * n, [str(i) for i in range(n)], ["x" * 30] * n, [[""] * n] * n, ("", ""))
+    assert limit == 0.5
+    assert plot.layout.yaxis.ticktext[:2] == ("99", "95")
+    assert len(plot.layout.yaxis.ticktext) == 25
+    assert set(plot.layout.xaxis.ticktext) == {"x" * 13 + "…"}

@@ -97,7 +97,8 @@ def test_every_figure_has_a_caption_a_label_and_a_table(visit, report):
         """() => [...document.querySelectorAll('figure')].map(f => [f.querySelector('figcaption').textContent.length,
             f.querySelector('.canvas').ariaLabel, f.querySelectorAll('details tbody tr').length])"""
     )
-    assert len(told) >= 1 + 3 * (2 + 1 + 2 + 1) + 1  # control; maps, joint, two curves, search of each task; bench
+    # control; maps, joint, two curves, search of each task; bench; attention: means, and two heads on a prompt
+    assert len(told) >= 1 + 3 * (2 + 1 + 2 + 1) + 1 + 3
     assert min(min(caption, rows) for caption, _, rows in told) > 0
     assert len({label for _, label, _ in told}) == len(told), "no two figures are called the same"
 
@@ -162,6 +163,10 @@ def test_whatever_a_file_says_is_shown_as_text_and_runs_nothing(visit, small_cac
     (tmp_path / "verification.json").write_text(json.dumps(printed))
     bench = documents.bench({"cache/mini.h5": Cache.open(path)}, agent="<u>x</u>")
     (tmp_path / "bench.json").write_text(bench.model_dump_json())
+    attention = documents.attention(Cache.open(path), token=HOSTILE).model_copy(
+        update={"bos": HOSTILE, "task": HOSTILE}
+    )
+    (tmp_path / "attention.json").write_text(attention.model_dump_json())
     (tmp_path / "<script>x.txt").write_text("")
     run = collect([tmp_path])
     assert run.damaged == []

@@ -23,8 +23,8 @@ from mechrl.errors import FileError, UsageError
 from mechrl.intervals import Estimate
 from mechrl.reporting.page import render
 from mechrl.reporting.run import collect
-from mechrl.reporting.search_section import bench_on_caches
-from mechrl.reporting.verification_section import joint_claim
+from mechrl.reporting.sections.search import bench_on_caches
+from mechrl.reporting.sections.verification import joint_claim
 from mechrl.results import read_result
 from mechrl.search.bench.result import Benchmark
 from mechrl.verification.result import Joint, Verification
@@ -53,6 +53,7 @@ def test_the_pieces_of_a_model_stand_together(whole_run):
     run = collect([whole_run])
     (model,) = run.models
     assert (len(model.caches), len(model.checkpoints), len(model.verifications), len(model.benches)) == (1, 1, 1, 1)
+    assert len(model.attentions) == 1
     assert model.checkpoints[0].evaluations is not None
     assert run.ignored == run.damaged == []
     said = text_of(run)
@@ -239,7 +240,7 @@ def test_a_benchmark_of_an_older_mechrl_is_to_be_run_again(small_cache, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"head": "9.0"}, "head 9.0 is not in the cache it names"),
+        ({"head": "9.0"}, "head 9.0 is not in the cache of its model"),
         ({"task": "unheard_of"}, "task 'unheard_of' is not in the cache it names"),
         ({"model_sha256": "2" * 64}, "names another model than the cache it names"),
     ],
@@ -257,6 +258,27 @@ def test_a_verification_that_does_not_fit_its_cache_is_named(tmp_path, change, m
     assert message in run.damaged[0][1]
     assert len(run.models) == 1
     assert run.models[0].verifications == []
+
+
+def test_attention_stands_with_its_model_and_names_only_its_heads(tmp_path):
+    cache = by_hand(tmp_path / "x.h5")
+    path = tmp_path / "attention.json"
+    path.write_text(documents.attention(cache).model_dump_json())
+    (model,) = collect([tmp_path]).models
+    assert [file.path for file in model.attentions] == [path]
+    path.write_text(documents.attention(cache, heads=("0.1", "1.4")).model_dump_json())
+    run = collect([tmp_path])
+    assert run.models[0].attentions == []
+    assert f"{path}: head 1.4 is not in the cache of its model" in run.damaged[0][1]
+
+
+def test_where_heads_that_replicate_look_is_suggested_until_it_is_there(whole_run, small_cache, tmp_path):
+    shutil.copy(whole_run / "verification.json", tmp_path)
+    best, second = (head.head for head in top_heads(small_cache, "induction", 2))
+    line = f"mechrl-cache attention --model mini --head {best} --head {second} --task induction --out attention.json"
+    assert line in text_of(collect([tmp_path]))
+    shutil.copy(whole_run / "attention.json", tmp_path)
+    assert line not in text_of(collect([tmp_path]))
 
 
 def test_joint_damage_in_words():
@@ -284,6 +306,7 @@ def test_the_command_writes_the_page_and_all_numbers(call, whole_run, small_cach
     names = {path.name for path in folder.iterdir()}
     image = f"heatmap-{small_cache.sha256[:12]}.png"
     tables = {"heads.csv", "coverage.csv", "verification.csv", "joint.csv", "curves.csv", "bench.csv"}
+    tables.add("attention.csv")
     assert names - {"roles.csv"} == {image, *tables}
     assert (folder / image).read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((folder / "heads.csv").open()))
@@ -293,6 +316,11 @@ def test_the_command_writes_the_page_and_all_numbers(call, whole_run, small_cach
     replayed = list(csv.DictReader((folder / "verification.csv").open()))
     best = top_heads(small_cache, "ioi", 1)[0]
     assert next(r for r in replayed if r["task"] == "ioi")["head"] == best.head
+    looked = list(csv.DictReader((folder / "attention.csv").open()))
+    assert [(r["head"], r["position"], r["token"], r["attention"]) for r in looked[:2]] == [
+        ("0.1", "-3", "<bos>", "0.7"),
+        ("0.1", "-2", " Mary", "0.25"),
+    ]
     again = collect([tmp_path / "deep", whole_run], leave_out=[out, folder])
     assert again.ignored == [], "what an earlier report wrote is no unknown file"
 
@@ -319,7 +347,8 @@ def test_wrong_input_gets_one_message(call, tmp_path, monkeypatch, arguments, co
 
 
 def test_a_cache_is_reported_without_torch(tmp_path):
-    by_hand(tmp_path / "x.h5")
+    cache = by_hand(tmp_path / "x.h5")
+    (tmp_path / "attention.json").write_text(documents.attention(cache).model_dump_json())
     script = (
         "import sys; from pathlib import Path; from mechrl.reporting.page import render; "
         "from mechrl.reporting.run import collect; "

@@ -7,7 +7,7 @@ from helpers import planted_model, save
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.sweep import sweep_task
 from mechrl.models import load_model
-from mechrl.reporting.verification_section import joint_claim
+from mechrl.reporting.sections.verification import joint_claim
 from mechrl.tasks import Prompts
 from mechrl.verification.sets import areas, counts, faithfulness, joint_damage, measure_curves
 

@@ -12,8 +12,8 @@ from mechrl.ablation import Replacement
 from mechrl.ablation.attribution import attribute_run, control_slope, memory_weight, task_slope
 from mechrl.ablation.direct import adds_plainly, direct_of_run
 from mechrl.ablation.forward import Forward, finite
+from mechrl.ablation.reference import check_logits, self_check
 from mechrl.ablation.roles import PatternFeatures, output_norms, shows_patterns
-from mechrl.ablation.self_check import check_logits, self_check
 from mechrl.ablation.sweep import ablated_loss, ablated_measures
 from mechrl.building.merge import Piece
 from mechrl.cache.format import pair_sites

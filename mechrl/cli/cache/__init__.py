@@ -4,6 +4,7 @@ import click
 
 from mechrl.cli import app
 from mechrl.cli.cache.add import add
+from mechrl.cli.cache.attention import attention
 from mechrl.cli.cache.attribution import attribution
 from mechrl.cli.cache.build import build
 from mechrl.cli.cache.check import check
@@ -26,7 +27,8 @@ def cache() -> None:
 
 
 for command in (
-    build, add, check, tasks, tables, kept, merge, import_, info, validate, top, pairs, attribution, roles, export,
+    build, add, check, tasks, tables, kept, merge, import_, info, validate, top, pairs, attribution, roles, attention,
+    export,
 ):  # fmt: skip
     cache.add_command(command)
 
