@@ -6,6 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
 # One thread a process: sums of another number of threads differ in the last bit, and a fork hangs on its parent's.
 os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"})
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,20 @@ from mechrl.cache.reader import Cache
 from mechrl.cli import app
 from mechrl.models import Model, load_model
 from mechrl.process import keep_freed_memory
+
+os.environ["MECHRL_HOME"] = tempfile.mkdtemp(prefix="mechrl-tests-")  # nothing of the user's is read or changed
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["MECHRL_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own for each test, so that none finds what another kept there."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MECHRL_HOME", str(home))
+    return home
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,12 +25,6 @@ Q8, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
 WIDTH, HEADS, MLP, LAYERS = 64, 4, 96, 2
 
 
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MECHRL_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 def write(path: Path, architecture: str = "llama", tokens: bool = True, rows: int | None = None) -> Path:
     """A small model with random weights in Q8_0, and the tokenizer of mini."""
     tokenizer = json.loads((MINI / "tokenizer.json").read_text())

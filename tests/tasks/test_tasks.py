@@ -268,7 +268,7 @@ def test_control_text_that_is_no_text_is_an_error(tmp_path):
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     for name, message in (("latin.txt", "not UTF-8"), ("missing.txt", "No such file")):
         with pytest.raises(UsageError, match=message):
-            read_control(tmp_path / name, generated=True)
+            read_control(tmp_path / name, "mini")
 
 
 GOLDEN = {
