@@ -7,11 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
+from math import inf
 from typing import Any
 
 import click
 
+from mechrl.process import resident_bytes
+
+# Seconds to the first line where there is no terminal, and from one to the next: with work that is told of every ten
+# seconds, the first comes within 20 and the others at least every minute.
+FIRST_LINE, NEXT_LINE = 10, 50
 SLOW = 2.0  # seconds
+
 Show = Callable[[float, float], None]  # of what is done and the total
 
 
@@ -32,57 +39,83 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-@contextmanager
-def progress(what: str, shown: bool = True) -> Iterator[Show]:
-    """A bar on a terminal or in a notebook, elsewhere a line each quarter; yields a function of done and total.
+def duration(seconds: float) -> str:
+    """A time to read, such as "12 min"."""
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
-    The time left goes by what was done since the first call, so that call first with what is done already.
+
+def size(n_bytes: float) -> str:
+    """A number of bytes to read, such as "1.2 GB"."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+@contextmanager
+def progress(what: str, shown: bool = True, operations: bool = False) -> Iterator[Show]:
+    """A bar on a terminal or in a notebook, elsewhere a line a minute; yields a function of done and total.
+
+    Both say the time gone and about the time left, the rate where it is known, and the memory that the process holds.
+    Times go by what was done since the first call, so make that call, with what is done already, when the work begins.
+    A line can only be said when the function is called: call it several times a minute.
 
     :param what: what is going on, such as "sweeping"; an error on the way is given a note of it.
     :param shown: False to show nothing.
+    :param operations: whether what is done are floating-point operations, whose rate is shown.
     """
     try:
-        with _shown(what) if shown else nullcontext(lambda done, total: None) as show:
+        with _shown(what, operations) if shown else nullcontext(lambda done, total: None) as show:
             yield show
     except Exception as error:
         error.add_note(f"while {what}")
         raise
 
 
+class _Pace:
+    """How fast work goes, from its first call on."""
+
+    def __init__(self, operations: bool):
+        self.operations = operations
+        self.seconds = 0.0  # since the first call
+        self._start: tuple[float, float] | None = None
+
+    def __call__(self, done: float, total: float) -> str:
+        """Time gone and left, rate and memory."""
+        now = time.monotonic()
+        began, before = self._start = self._start or (now, done)
+        self.seconds = now - began
+        said = [f"{duration(self.seconds)} gone"]
+        if self.seconds > 0 and done > before:
+            rate = (done - before) / self.seconds
+            said += [f"about {duration((total - done) / rate)} left"] * (done < total)
+            said += [f"{rate / 1e9:.3g} GFLOP/s"] * self.operations
+        if memory := resident_bytes():
+            said.append(size(memory))
+        return ", ".join(said)
+
+
 @contextmanager
-def _shown(what: str) -> Iterator[Show]:
+def _shown(what: str, operations: bool) -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    start: list[float] = []
-
-    def time_left(done: float, total: float) -> str:
-        start.extend(() if start else (time.monotonic(), done))
-        if done <= start[1] or done >= total:
-            return ""
-        seconds = (time.monotonic() - start[0]) / (done - start[1]) * (total - done)
-        return (
-            f"about {seconds / 3600:.1f} h left"
-            if seconds > 5400
-            else (f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left")
-        )
-
-    console = Console(stderr=True)
+    console, pace = Console(stderr=True), _Pace(operations)
     if not sys.stderr.isatty() and not (console.is_jupyter and find_spec("ipywidgets")):
-        said = [0]
+        due: float = FIRST_LINE
 
-        def say_each_quarter(done: float, total: float) -> None:
-            left = time_left(done, total)
-            if (quarter := int(4 * done / total)) > said[0]:
-                said[0] = quarter
-                say(f"{what}: {min(1, done / total):.0%} done{', ' * bool(left)}{left}")
+        def say_now_and_then(done: float, total: float) -> None:
+            nonlocal due
+            text, share = pace(done, total), done / total
+            if pace.seconds >= due or (share >= 1 and due < inf):
+                due = inf if share >= 1 else pace.seconds + NEXT_LINE
+                say(f"{what}: {min(1, share):.0%} done, {text}")
 
-        yield say_each_quarter
+        yield say_now_and_then
         return
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}")
+    columns = TextColumn("{task.description}"), BarColumn(12), TaskProgressColumn(), TextColumn("{task.fields[pace]}")
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None, left="")
-        yield lambda done, total: bar.update(task, completed=done, total=total, left=time_left(done, total))
+        task = bar.add_task(what, total=None, pace="")
+        yield lambda done, total: bar.update(task, completed=done, total=total, pace=pace(done, total))
 
 
 @contextmanager

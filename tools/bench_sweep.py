@@ -3,7 +3,7 @@
 
 Every round times, one after the other, matrix products alone, the sweep of a whole batch, as many pairs of heads, and
 the loop that everybody writes (`run_with_hooks` once per head) on one head of each layer. The floor is the operations
-that a sweep cannot avoid (`mechrl.building.flops`) at the rate of products of the model's own sizes, measured before
+that a sweep cannot avoid (`mechrl.building.cost`) at the rate of products of the model's own sizes, measured before
 and after everything else of a round. Speed does not depend on the weights, so GPT-2 small's are random here.
 """
 
@@ -20,7 +20,7 @@ import torch
 from mechrl.ablation import reference
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.sweep import sweep_control, sweep_task
-from mechrl.building.flops import Shape
+from mechrl.building.cost import Shape
 from mechrl.cli import app
 from mechrl.models import MINI, Model, cast, load_model, pick_device
 from mechrl.tasks import Prompts

@@ -4,7 +4,7 @@
 import click
 
 from mechrl.ablation import MEASURES
-from mechrl.building.flops import Shape
+from mechrl.building.cost import Shape
 from mechrl.cli import app
 
 MODELS = {

@@ -23,6 +23,7 @@ from mechrl.ablation.measures import measure
 from mechrl.tasks import Prompts
 
 STEPS = 5
+RUNS = 1 + 2 * STEPS  # that attribution takes beyond the clean run, a backward pass counted as one
 
 # From what leaves the last block [row, position, width] to its gradient, that of what is attributed.
 Slope = Callable[[torch.Tensor], torch.Tensor]
@@ -106,6 +107,7 @@ def attribute_run(forward: Forward, clean: CleanRun, slope: Slope) -> dict[str, 
     final, outputs = clean.graph
     with torch.inference_mode(False), torch.enable_grad():
         gradients = torch.autograd.grad(final, outputs, slope(final.detach().requires_grad_()))
+    forward.on_run(clean, None, 1)
     taken = [layer.z if layer.other is None else layer.z - layer.other for layer in clean.layers]
     one_step = _times(gradients, taken)
     steps = [_times(*_gradients(forward, clean, slope, (k + 0.5) / STEPS)) for k in range(STEPS)]
@@ -134,7 +136,9 @@ def _gradients(
     hooks = [(f"blocks.{layer}.attn.hook_z", partial(hook, layer=layer)) for layer in range(forward.model.n_layers)]
     with torch.inference_mode(False), torch.enable_grad():
         final = forward.run(hooks, clean.read, clean.tokens)
-        return torch.autograd.grad(final, gated, slope(final.detach().requires_grad_())), taken
+        gradients = torch.autograd.grad(final, gated, slope(final.detach().requires_grad_()))
+    forward.on_run(clean, None, 2)
+    return gradients, taken
 
 
 def _times(gradients: tuple[torch.Tensor, ...], taken: list[torch.Tensor]) -> torch.Tensor:

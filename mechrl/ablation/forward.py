@@ -27,6 +27,9 @@ GPU_TOKENS = 2**17  # more at once fills no GPU any better
 
 Hooks = Sequence[tuple[str, Callable[..., Any]]]
 T = TypeVar("T")
+# Told of what has been run on the rows of a clean run: the model from the heads of a layer on, so many times; or all of
+# it, where the layer is None. A backward pass counts as a run.
+OnRun = Callable[["CleanRun", int | None, int], None]
 
 
 class Layer(NamedTuple):
@@ -72,11 +75,13 @@ class Forward:
     :param model: a folded model in eval mode.
     :param pass_tokens: how many tokens (rows × sets × positions) go through the model at once, one row at least; by
         default what the device holds. Halved whenever memory runs out.
+    :param on_run: called after each pass, and by attribution after each of its runs.
     """
 
-    def __init__(self, model: Model, pass_tokens: int | None = None):
+    def __init__(self, model: Model, pass_tokens: int | None = None, on_run: OnRun = lambda clean, layer, times: None):
         self.model = model
         self.pass_tokens = pass_tokens or fitting_tokens(model)
+        self.on_run = on_run
 
     def clean_prompts(
         self, prompts: Prompts, replacement: Replacement = NOTHING, gradients: bool = False, hooks: Hooks = ()
@@ -195,7 +200,9 @@ class Forward:
             group = np.flatnonzero(layers == layer)
             n_passes = min(len(group), -(-len(group) * clean.tokens.numel() // self.pass_tokens))
             step = -(-len(group) // n_passes)
-            yield from np.split(group, range(step, len(group), step))
+            for chosen in np.split(group, range(step, len(group), step)):
+                yield chosen
+                self.on_run(clean, int(layer), len(chosen))
 
     def _first_layers(self, sets: np.ndarray) -> np.ndarray:
         """The layer of each set's first head, int [set]; 0 for an empty one."""
@@ -262,16 +269,20 @@ class Forward:
 
 def fitting_tokens(model: Model) -> int:
     """How many tokens a pass should take on the model's device: half of what its free memory holds, a power of two."""
-    device, cfg = model.device, model.bridge.cfg
-    dtype = next(model.bridge.parameters()).dtype
+    device, dtype = model.device, next(model.bridge.parameters()).dtype
     if device.type == "cpu":
         return max(1, int(CPU_BYTES // (dtype.itemsize * _width(model))))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    token_bytes = dtype.itemsize * (12 * cfg.d_model + 4 * _width(model))
-    return min(GPU_TOKENS, 1 << int(np.log2(max(1, free // 2 // token_bytes))))
+    return min(GPU_TOKENS, 1 << int(np.log2(max(1, free // 2 // token_bytes(model)))))
+
+
+def token_bytes(model: Model) -> int:
+    """How much memory a block needs for one token, about."""
+    itemsize: int = next(model.bridge.parameters()).dtype.itemsize
+    return itemsize * (12 * int(model.bridge.cfg.d_model) + 4 * _width(model))
 
 
 def finite(values: torch.Tensor, row_name: str, heads: Callable[[int], str] | None = None) -> np.ndarray:

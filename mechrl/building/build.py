@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
@@ -16,17 +15,17 @@ import mechrl
 from mechrl.ablation import NOTHING, Ablation, Replacement
 from mechrl.ablation.roles import measure_roles
 from mechrl.building.check import file_notes
-from mechrl.building.flops import Work
+from mechrl.building.cost import Estimate, Work, columns, estimate
 from mechrl.building.kept import ControlSweep, control_key, find_control, keep_control
 from mechrl.building.material import Material, prepare
 from mechrl.building.merge import Part, Piece, join_parts, merge
 from mechrl.building.settings import BuildSettings
 from mechrl.building.workers.cluster import connect, sweep_shards
-from mechrl.building.workers.worker import Recipe, Shard, Swept, Worker
+from mechrl.building.workers.worker import Recipe, Swept, Worker
 from mechrl.building.workspace import workspace
 from mechrl.cache.format import PAIRS, Content
 from mechrl.cache.reader import Cache
-from mechrl.cache.storage import check_writable, write_content
+from mechrl.cache.storage import check_space, check_writable, file_size, write_content
 from mechrl.errors import FileError, MechrlError, UsageError, check_range
 from mechrl.models import Model, absolute_name, cache_name, find_folder, load_model, pick_device
 from mechrl.progress import progress as shown_progress
@@ -41,13 +40,18 @@ LIBRARIES = ("torch", "transformers", "transformer-lens", "numpy", "h5py")
 
 
 def plan(settings: BuildSettings, material: Material, shard: tuple[int, int] = (1, 1)) -> list[Piece]:
-    """The pieces of a build, or those of its `shard` = (i, n), in the order in which they are swept."""
+    """The pieces of a build, or those of its `shard` = (i, n), in the order in which they are swept.
+
+    :raises UsageError: there are fewer pieces than shards.
+    """
     step = SHARD_BATCHES * settings.batch_size
     pieces = [
         Piece(name, first, min(step, material.rows(name) - first))
         for name in ("control", *settings.names)
         for first in range(0, material.rows(name), step)
     ]
+    if shard[0] > len(pieces):
+        raise UsageError(f"shard {shard[0]}/{shard[1]} would be empty: use at most {len(pieces)} shards")
     return pieces[shard[0] - 1 :: shard[1]]
 
 
@@ -81,10 +85,6 @@ def build(
     """
     material = prepare(model, settings, control_text, base)
     pieces = plan(settings, material, shard)
-    if not pieces:
-        raise UsageError(
-            f"shard {shard[0]}/{shard[1]} would be empty: use at most {len(plan(settings, material))} shards"
-        )
     identity = {
         "mechrl_version": mechrl.__version__,
         "model_sha256": model.sha256,
@@ -109,19 +109,21 @@ def build(
                     sites, path = measure_roles(model) if piece == begins else {}, _shard_path(folder, piece)
                     _write_shard(path, known.piece(piece), material, root, key["replacement"], sites)
                     finished[piece] = _finished(path)
-        progress = Work(model, material, on_progress)
-        progress.start(finished)
+        work = Work(model, material, settings, on_progress)
+        work.start(finished)
         missing = [piece for piece in pieces if finished[piece] is None]
+        size = file_size(columns(model, work, pieces))
+        check_space(folder, size + size * sum(p.rows for p in missing) // sum(p.rows for p in pieces))
         roles = measure_roles(model) if begins in missing else {}  # in float32: a worker casts the model
         swept_names = {settings.names[0], *(piece.name for piece in missing)}
         other = material.replacements(model, settings, swept_names) if missing else {}
         recipe = _recipe(model, settings, material, other, finished.values())
         shards = [material.shard(piece, settings.batch_size, other[piece.name]) for piece in missing]
         if cluster is None:
-            swept = _sweep_here(model, recipe, shards, progress) if shards else iter(())
+            swept = map(Worker(model, recipe, work.ran), shards) if shards else iter(())
         else:
-            swept = progress.over(sweep_shards(cluster, recipe, device, shards))
-        for result in swept:
+            swept = sweep_shards(cluster, recipe, device, shards)
+        for result in work.over(swept):
             sha256 = other[result.piece.name].sha256
             sites = roles if result.piece == begins else {}
             _write_shard(_shard_path(folder, result.piece), result, material, root, sha256, sites)
@@ -211,9 +213,34 @@ def build_files(
             if progress:
                 where = scheduler or (f"{workers} workers" if workers else str(loaded.device))
                 _announce(loaded, settings, path, where)
-            with shown_progress("sweeping", progress) as show:
+            with shown_progress("sweeping", progress, operations=True) as show:
                 build(loaded, settings, path, text, shard, show, client, device)
         yield path
+
+
+def estimate_build(
+    model: str,
+    settings: BuildSettings,
+    *,
+    control_text: str | Path | None = None,
+    revision: str = "",
+    bos: bool | None = None,
+    device: str = "auto",
+    shard: tuple[int, int] = (1, 1),
+) -> Estimate:
+    """What `build_files` would take, in one process here; the model is loaded and nothing is written.
+
+    A control sweep that is kept from an earlier build, and would be taken, is counted all the same.
+
+    :param control_text: a text file; by default, and for "model", generated prose stands for it, whose spans are as
+        long.
+    :raises MechrlError: as `build_files` does for what does not fit the model.
+    """
+    source, text = read_control("prose" if control_text in (None, "model") else control_text, model)
+    loaded = load_model(model, device=pick_device(device), revision=revision, bos=bos)
+    settings = replace(settings, control_source=source)
+    material = prepare(loaded, settings, text)
+    return estimate(loaded, settings, material, plan(settings, material, shard))
 
 
 def _announce(model: Model, settings: BuildSettings, path: Path, where: str) -> None:
@@ -248,13 +275,6 @@ def _rows_to_check(length: np.ndarray) -> np.ndarray:
     """A few rows for the self-check, int [row]: the shortest, the longest, and two between."""
     by_length = np.argsort(length, kind="stable")
     return np.asarray(by_length[np.linspace(0, len(length) - 1, 4).astype(int)])
-
-
-def _sweep_here(model: Model, recipe: Recipe, shards: Sequence[Shard], progress: Work) -> Iterator[Swept]:
-    """Sweep shards in this process, one after the other."""
-    worker = Worker(model, recipe)
-    for shard in shards:
-        yield worker(shard, partial(progress.add, shard.piece, shard.batch_size))
 
 
 def _shard_path(folder: Path, piece: Piece) -> Path:

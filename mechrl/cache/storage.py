@@ -6,19 +6,22 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from mechrl.cache.format import FORMAT, VERSION, Content, blocks, check_version, content_sha256
+from mechrl.cache.format import FORMAT, VERSION, Content, blocks, check_version, content_sha256, dataset_rule
 from mechrl.cache.untrusted import Budget, mapped, read_attributes, read_group
 from mechrl.errors import FileError, MachineError, UsageError
+from mechrl.progress import size
 
 CHUNK_BYTES = 2**20
+DATASET_BYTES = 3200  # that HDF5 needs for a dataset beside its numbers: its description and its index of chunks
 LARGEST_MANIFEST = 2**22  # bytes
 
 
@@ -82,6 +85,16 @@ def check_writable(path: Path) -> None:
         raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_space(folder: Path, need: int) -> None:
+    """Whether a folder's disk has room, before hours of work go towards a file there.
+
+    :param need: in bytes.
+    :raises MachineError: it has less.
+    """
+    if (free := shutil.disk_usage(folder).free) < need:
+        raise MachineError(f"{folder}: the disk has {size(free)} free, and the build needs {size(need)}")
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -138,9 +151,7 @@ def _write_hdf5(path: Path, content: Content) -> None:
     with _DiskFile(path, "w+b") as disk:
         with h5py.File(disk, "w") as file:
             for name, array in content.arrays.items():
-                row_bytes = max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
-                rows = min(max(1, CHUNK_BYTES // row_bytes), max(1, array.shape[0]))
-                chunks = (rows, *(max(1, n) for n in array.shape[1:]))
+                chunks = _chunks(array.shape, array.dtype.itemsize)
                 dataset = file.create_dataset(name, array.shape, array.dtype, chunks=chunks, fletcher32=True)
                 first = 0
                 for block in blocks(array):
@@ -152,6 +163,24 @@ def _write_hdf5(path: Path, content: Content) -> None:
                     file.require_group(group).attrs[key] = value
         if disk.error is not None:
             raise disk.error
+
+
+def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    rows = CHUNK_BYTES // max(1, math.prod(shape[1:]) * itemsize)
+    return (min(max(1, rows), max(1, shape[0])), *(max(1, n) for n in shape[1:]))
+
+
+def file_size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """About how many bytes a cache takes, from the shapes of its datasets by their paths.
+
+    HDF5 writes whole chunks, each with a checksum, and an index of them.
+    """
+    total = 0
+    for path, shape in shapes.items():
+        itemsize = np.dtype(dataset_rule(path)[0]).itemsize
+        chunks = _chunks(shape, itemsize)
+        total += DATASET_BYTES + -(-shape[0] // chunks[0]) * (math.prod(chunks) * itemsize + 4)
+    return total
 
 
 def _read_manifest(manifest: Path) -> dict[str, Any]:

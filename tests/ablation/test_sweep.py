@@ -15,7 +15,7 @@ from mechrl.ablation.forward import Forward
 from mechrl.ablation.reference import check_logits, self_check
 from mechrl.ablation.replacement import ReplacementMaker
 from mechrl.ablation.sweep import sweep_control, sweep_readings, sweep_task
-from mechrl.building.flops import Shape
+from mechrl.building.cost import Shape
 from mechrl.errors import MachineError
 from mechrl.models import load_model
 from mechrl.models.running import skipped

@@ -295,13 +295,17 @@ def test_wrong_input_gets_one_message_and_its_exit_code(
 
 def test_the_time_left_goes_by_what_this_run_has_done(capsys, monkeypatch):
     """Half was done before; then a tenth a minute."""
-    now = iter([0.0, 60.0, 120.0, 180.0, 300.0])
+    now = iter([0.0, 60.0, 120.0, 150.0, 300.0, 301.0])
     monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(progress_module, "resident_bytes", lambda: 1.25e9)
     with app.progress("sweeping") as progress:
-        for done in (50, 60, 70, 80, 100):
+        for done in (50, 60, 70, 75, 100, 100):
             progress(done, 100)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["sweeping: 50% done", "sweeping: 80% done, about 2 min left", "sweeping: 100% done"]
+    assert capsys.readouterr().err.splitlines() == [
+        "sweeping: 60% done, 60 s gone, about 4 min left, 1.2 GB",
+        "sweeping: 70% done, 2 min gone, about 3 min left, 1.2 GB",
+        "sweeping: 100% done, 5 min gone, 1.2 GB",
+    ]
 
 
 def test_a_full_stdout_is_a_message(small_cache, tmp_path):

@@ -24,6 +24,7 @@ CHEAP = [
 SLOW = [
     "cache tasks ioi --show 1",
     BUILD,
+    f"{BUILD} --dry-run",
     f"{BUILD} --shard 1/2",
     f"{BUILD} --workers 1",
     f"{BUILD} --sets pairs; cache pairs x.h5",
@@ -42,6 +43,7 @@ FORMATS = {
     "cache import": "mechrl-information",
     "cache merge": "mechrl-information",
     f"{BUILD} --shard": None,
+    f"{BUILD} --dry-run": None,
     "cache build": "mechrl-information",
     "cache check": "mechrl-check",
     "cache attention": "mechrl-attention",

@@ -11,7 +11,7 @@ import mechrl
 from mechrl.ablation import Replacement
 from mechrl.ablation.attribution import attribute_run, control_slope, memory_weight, task_slope
 from mechrl.ablation.direct import adds_plainly, direct_of_run
-from mechrl.ablation.forward import Forward, finite
+from mechrl.ablation.forward import Forward, OnRun, finite
 from mechrl.ablation.reference import check_logits, self_check
 from mechrl.ablation.roles import PatternFeatures, output_norms, shows_patterns
 from mechrl.ablation.sweep import ablated_loss, ablated_measures
@@ -79,11 +79,12 @@ class Worker:
     """Sweeps one shard after the other.
 
     :param model: in float32; it is cast to the recipe's dtype in place.
+    :param on_run: told of the runs of each batch as they are done.
     :raises FileError: the model, or this mechrl, is another than the recipe's.
     :raises MachineError: the self-check fails.
     """
 
-    def __init__(self, model: Model, recipe: Recipe):
+    def __init__(self, model: Model, recipe: Recipe, on_run: OnRun = lambda clean, layer, times: None):
         if recipe.mechrl_version != mechrl.__version__:
             raise FileError(f"mechrl is {mechrl.__version__} here and {recipe.mechrl_version} where the build started")
         if recipe.model_sha256 != model.sha256:
@@ -101,7 +102,7 @@ class Worker:
             n_sites = model.n_layers * model.n_heads
             self.pairs = as_sets(pair_sites(n_sites), n_sites) if recipe.pairs else None
             self.exact = recipe.dtype == "float32"  # gradients in less vanish, and take minutes on a CPU
-            self.forward = Forward(model, recipe.pass_tokens)
+            self.forward = Forward(model, recipe.pass_tokens, on_run)
             self.adds_plainly, self.shows_patterns = adds_plainly(self.forward), shows_patterns(self.forward)
             arithmetic = "tf32" if recipe.tf32 else recipe.dtype
             self.self_check_error = self_check(self.forward, prompts, expected, arithmetic, replacement)
@@ -109,16 +110,16 @@ class Worker:
             raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
         self._alone = threading.Lock()  # hooks of two sweeps at once would act on each other
 
-    def __call__(self, shard: Shard, on_batch: Callable[[], None] = lambda: None) -> Swept:
+    def __call__(self, shard: Shard) -> Swept:
         """Sweep all rows of a shard, batch by batch.
 
         :raises MachineError: a number is not finite, or memory does not suffice for one prompt.
         """
         with self._alone:
-            batches = []
-            for first in range(0, shard.piece.rows, shard.batch_size):
-                batches.append(self._batch(shard, slice(first, first + shard.batch_size)))
-                on_batch()
+            batches = [
+                self._batch(shard, slice(first, first + shard.batch_size))
+                for first in range(0, shard.piece.rows, shard.batch_size)
+            ]
             return Swept(
                 shard.piece,
                 {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]},
@@ -148,6 +149,7 @@ class Worker:
             if self.shows_patterns:
                 features = PatternFeatures(forward, group.length)
             clean = forward.clean_prompts(group, replacement[rows], self.exact, features.hooks if features else ())
+            forward.on_run(clean, None, 1)
             tensors: dict[str, torch.Tensor] = {}
             if self.exact:
                 tensors |= attribute_run(forward, clean, task_slope(forward, group))
@@ -169,6 +171,7 @@ class Worker:
 
         def measure(rows: np.ndarray) -> dict[str, torch.Tensor]:
             clean = forward.clean_spans(spans[rows], replacement[rows], self.exact)
+            forward.on_run(clean, None, 1)
             tensors: dict[str, torch.Tensor] = {}
             if self.exact:
                 tensors |= attribute_run(forward, clean, control_slope(forward, clean))

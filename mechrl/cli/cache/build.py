@@ -1,11 +1,16 @@
 """`mechrl-cache build`: sweep every head."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mechrl.cli import app, task_files
 from mechrl.cli.cache.info import print_built
+
+if TYPE_CHECKING:
+    from mechrl.building.cost import Estimate
 
 
 def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int]:
@@ -64,13 +69,14 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--scheduler", help="tcp://HOST:8786 of a running Dask cluster.  [needs mechrl[cluster]]")
 @app.seed
 @app.threads(None)
+@click.option("--dry-run", is_flag=True, help="Say what the build would take, and do nothing.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to.  [default: cache/<model>.h5]")
 @app.as_json
 def build(
     model: str, revision: str, tasks: list[str] | None, files: tuple[Path, ...], task_names: tuple[str, ...],
     skip_bad_lines: bool, batches: int | None, batch_size: int | None, control_batches: int | None,
     control_text: str | None, kinds: list[str], sets: str | None, shard: tuple[int, int], no_bos: bool, device: str,
-    dtype: str, tf32: bool, workers: int | None, scheduler: str | None, seed: int, threads: int | None,
+    dtype: str, tf32: bool, workers: int | None, scheduler: str | None, seed: int, threads: int | None, dry_run: bool,
     out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Ablate every head on every prompt and store the damage."""
@@ -85,7 +91,7 @@ def build(
     app.use_threads(threads)
     if model == "mini":
         app.say(app.FIRST_LINE)
-    from mechrl.building.build import build_files
+    from mechrl.building.build import build_files, estimate_build
     from mechrl.building.settings import choose_settings
     from mechrl.tasks import TASKS
     from mechrl.tasks.batches import LARGEST_BATCH
@@ -100,6 +106,14 @@ def build(
     ]  # fmt: skip
     if batch_size is None and (chosen := every[0].batch_size) < LARGEST_BATCH:
         app.say(f"batches of {chosen}, for all tasks, because that is what a task file has prompts for")
+    if dry_run:
+        for wanted in every:
+            cost = estimate_build(
+                model, wanted, control_text=control_text, revision=revision, bos=False if no_bos else None,
+                device=device, shard=shard,
+            )  # fmt: skip
+            _print_estimate(cost, as_json)
+        return
     for path in build_files(
         model, every, out, control_text=control_text, revision=revision, bos=False if no_bos else None,
         device=device, workers=workers, scheduler=scheduler, threads=threads, shard=shard,
@@ -110,3 +124,26 @@ def build(
             app.print_json({"path": str(path), "shard": list(shard)})
         else:
             click.echo(f"{path}: shard {shard[0]} of {shard[1]}; mechrl-cache merge OUT PARTS… joins them")
+
+
+def _print_estimate(estimate: "Estimate", as_json: bool) -> None:
+    """What a build would take."""
+    seconds = estimate.seconds
+    if as_json:
+        return app.print_json({**asdict(estimate), "seconds": seconds})
+    from mechrl.display import print_table
+    from mechrl.progress import duration, size
+
+    rows = [
+        [name, f"{n / 1e9:,.1f}", f"{estimate.operations_per_second[name] / 1e9:,.1f}", duration(seconds[name])]
+        for name, n in estimate.operations.items()
+    ]
+    rows.append(["together", f"{sum(estimate.operations.values()) / 1e9:,.1f}", "", duration(sum(seconds.values()))])
+    print_table(
+        "", ["", "GFLOP", "GFLOP/s", "time, about"], rows,
+        caption="An estimate, from heads that were swept for two seconds in this process; nothing is written.",
+    )  # fmt: skip
+    click.echo(
+        f"memory: about {size(estimate.memory_bytes)} at the peak; file: about {size(estimate.file_bytes)}, and while "
+        "it is built as much again for its shards"
+    )
