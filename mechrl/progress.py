@@ -3,14 +3,20 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
-Show = Callable[[float, float], None]  # of what is done and the total
+QUIET_SECONDS = 10  # between two lines that differ in what is being done alone
+
+
+class Show(Protocol):
+    """Shows how far the work has come: what is done, the total, and what is being done, in words."""
+
+    def __call__(self, done: float, total: float, doing: str = "") -> None: ...
 
 
 def say(text: str) -> None:
@@ -34,13 +40,14 @@ def printable(text: str) -> str:
 def progress(what: str, shown: bool = True) -> Iterator[Show]:
     """A bar on a terminal or in a notebook, elsewhere a line each quarter; yields a function of done and total.
 
+    Where it is told what is being done, too, it shows that, elsewhere in a line every ten seconds at most.
     The time left goes by what was done since the first call, so that call first with what is done already.
 
     :param what: what is going on, such as "sweeping"; an error on the way is given a note of it.
     :param shown: False to show nothing.
     """
     try:
-        with _shown(what) if shown else nullcontext(lambda done, total: None) as show:
+        with _shown(what) if shown else nullcontext(lambda done, total, doing="": None) as show:
             yield show
     except Exception as error:
         error.add_note(f"while {what}")
@@ -67,20 +74,28 @@ def _shown(what: str) -> Iterator[Show]:
 
     console = Console(stderr=True)
     if not sys.stderr.isatty() and not (console.is_jupyter and find_spec("ipywidgets")):
-        said = [0]
+        quarter, said_at = 0, 0.0
 
-        def say_each_quarter(done: float, total: float) -> None:
-            left = time_left(done, total)
-            if (quarter := int(4 * done / total)) > said[0]:
-                said[0] = quarter
-                say(f"{what}: {min(1, done / total):.0%} done{', ' * bool(left)}{left}")
+        def say_each_quarter(done: float, total: float, doing: str = "") -> None:
+            nonlocal quarter, said_at
+            left, before = time_left(done, total), quarter
+            quarter = int(4 * done / total)
+            if quarter > before or (doing and time.monotonic() > max(said_at, *start[:1]) + QUIET_SECONDS):
+                said_at = time.monotonic() if doing else said_at
+                say(", ".join(filter(None, [f"{what}: {min(1, done / total):.0%} done", left, doing])))
 
         yield say_each_quarter
         return
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}")
+    said = TextColumn("{task.fields[said]}", markup=False)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), said
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None, left="")
-        yield lambda done, total: bar.update(task, completed=done, total=total, left=time_left(done, total))
+        task = bar.add_task(what, total=None, said="")
+
+        def show_bar(done: float, total: float, doing: str = "") -> None:
+            parts = filter(None, [time_left(done, total), doing])
+            bar.update(task, completed=done, total=total, said=", ".join(parts))
+
+        yield show_bar
 
 
 @contextmanager
