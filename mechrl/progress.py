@@ -58,6 +58,7 @@ def progress(what: str, shown: bool = True) -> Iterator[Show]:
 def _shown(what: str) -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.table import Column
 
     start: list[float] = []
 
@@ -86,8 +87,9 @@ def _shown(what: str) -> Iterator[Show]:
 
         yield say_each_quarter
         return
-    said = TextColumn("{task.fields[said]}", markup=False)
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), said
+    bar_column = BarColumn(table_column=Column(no_wrap=True))  # a narrow terminal breaks the words alone
+    said = TextColumn("{task.fields[said]}", markup=False, table_column=Column())
+    columns = TextColumn("{task.description}"), bar_column, TaskProgressColumn(), said
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None, said="")
 
