@@ -201,9 +201,9 @@ def verify(
     """Ablate the heads that an agent picks on the live model, on the cached prompts and on fresh ones.
 
     Of each task it answers four questions. Faithful: does the cache equal the model? Replicates: does every pick do on
-    fresh prompts what was claimed? Specific: does the test find nothing with the answers permuted among prompts?
-    Complete: do the picks reach 90 % of the best heads? `confirmed` is whether all that were asked of the trained tasks
-    are a yes.
+    fresh prompts what was claimed? Specific: does the test find nothing with the answers permuted among prompts, and
+    nothing in random heads? Complete: do the picks reach 90 % of the best heads? `confirmed` is whether all that were
+    asked of the trained tasks are a yes.
 
     :param checkpoint: a saved checkpoint, or the path of one; `cache` likewise.
     :param model: `mini`, a folder, or a name on the hub, there of a `revision`: the model that the cache is of.
@@ -212,8 +212,8 @@ def verify(
     :param fresh_batches: batches of prompts that the cache does not hold.
     :param fresh: files with such prompts, called like their tasks, for tasks that were built from files.
     :param tolerance: largest difference to the cache, in nats; by default 0.001, more in reduced precision.
-    :param sweep: whether to measure all heads on the fresh prompts, or the picks and 20 others; by default all, if
-        within a minute.
+    :param sweep: whether to measure all heads on the fresh prompts, or the picks, the cache's 30 best and 20 others at
+        random (fewer in a small model); by default all, if within a minute.
     :param joint: ablate the picked heads together, too; `curves`: keep, and ablate, the first k heads of rankings.
     :param seed: of the fresh prompts.
     :param out: a file to write the result to as well, as JSON; `report` shows it.

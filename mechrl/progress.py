@@ -4,11 +4,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
@@ -19,7 +19,11 @@ from mechrl.process import resident_bytes
 FIRST_LINE, NEXT_LINE = 10, 50
 SLOW = 2.0  # seconds
 
-Show = Callable[[float, float], None]  # of what is done and the total
+
+class Show(Protocol):
+    """Shows how far the work has come: what is done, the total, and what is being done, in words."""
+
+    def __call__(self, done: float, total: float, doing: str = "") -> None: ...
 
 
 def say(text: str) -> None:
@@ -57,14 +61,15 @@ def progress(what: str, shown: bool = True, operations: bool = False) -> Iterato
 
     Both say the time gone and about the time left, the rate where it is known, and the memory that the process holds.
     Times go by what was done since the first call, so make that call, with what is done already, when the work begins.
-    A line can only be said when the function is called: call it several times a minute.
+    A line can only be said when the function is called: call it several times a minute. Where it is told what is being
+    done, too, both say that, and a line comes sooner when that changes.
 
     :param what: what is going on, such as "sweeping"; an error on the way is given a note of it.
     :param shown: False to show nothing.
     :param operations: whether what is done are floating-point operations, whose rate is shown.
     """
     try:
-        with _shown(what, operations) if shown else nullcontext(lambda done, total: None) as show:
+        with _shown(what, operations) if shown else nullcontext(lambda done, total, doing="": None) as show:
             yield show
     except Exception as error:
         error.add_note(f"while {what}")
@@ -98,24 +103,35 @@ class _Pace:
 def _shown(what: str, operations: bool) -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.table import Column
 
     console, pace = Console(stderr=True), _Pace(operations)
     if not sys.stderr.isatty() and not (console.is_jupyter and find_spec("ipywidgets")):
         due: float = FIRST_LINE
+        soonest: float = FIRST_LINE
+        told = ""
 
-        def say_now_and_then(done: float, total: float) -> None:
-            nonlocal due
+        def say_now_and_then(done: float, total: float, doing: str = "") -> None:
+            nonlocal due, soonest, told
             text, share = pace(done, total), done / total
-            if pace.seconds >= due or (share >= 1 and due < inf):
-                due = inf if share >= 1 else pace.seconds + NEXT_LINE
-                say(f"{what}: {min(1, share):.0%} done, {text}")
+            changed = doing != told and pace.seconds >= soonest
+            if pace.seconds >= due or changed or (share >= 1 and due < inf):
+                due, soonest, told = pace.seconds + NEXT_LINE, pace.seconds + FIRST_LINE, doing
+                due = inf if share >= 1 else due
+                say(", ".join(filter(None, [f"{what}: {min(1, share):.0%} done", text, doing])))
 
         yield say_now_and_then
         return
-    columns = TextColumn("{task.description}"), BarColumn(12), TaskProgressColumn(), TextColumn("{task.fields[pace]}")
+    bar_column = BarColumn(12, table_column=Column(no_wrap=True))  # a narrow terminal breaks the words alone
+    said = TextColumn("{task.fields[said]}", markup=False, table_column=Column())
+    columns = TextColumn("{task.description}"), bar_column, TaskProgressColumn(), said
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None, pace="")
-        yield lambda done, total: bar.update(task, completed=done, total=total, pace=pace(done, total))
+        task = bar.add_task(what, total=None, said="")
+
+        def show_bar(done: float, total: float, doing: str = "") -> None:
+            bar.update(task, completed=done, total=total, said=", ".join(filter(None, [pace(done, total), doing])))
+
+        yield show_bar
 
 
 @contextmanager

@@ -36,7 +36,8 @@ from mechrl.cli import app, task_files
 @click.option(
     "--sweep/--no-sweep",
     default=None,
-    help="Measure all heads on the fresh prompts, or the picks and 20 others.  [default: all, if within a minute]",
+    help="Measure all heads on the fresh prompts, or the picks, the 30 best and 20 others.  [default: all, if within "
+    "a minute]",
 )
 @click.option("--joint", is_flag=True, help="Ablate the picked heads together, too.")
 @click.option("--curves", is_flag=True, help="Keep, and ablate, the first k heads of rankings, for each k.")
@@ -55,7 +56,8 @@ def verify(
 
     Of each task it answers four questions. Faithful: does the cache equal the model? Replicates: does every pick do on
     fresh prompts what was claimed (5 % of the clean measure, a score above zero, in the top)? Specific: does the test
-    find nothing with the answers permuted among prompts? Complete: do the picks reach 90 % of the best heads?
+    find nothing with the answers permuted among prompts, and nothing in random heads? Complete: do the picks reach 90 %
+    of the best heads?
     """
     if model == "mini":
         app.say(app.FIRST_LINE)

@@ -255,6 +255,7 @@ def _check_fits(file: VerificationFile, cache: Cache) -> None:
             *(h.head for h in task.heads),
             *(task.complete.best if task.complete else ()),
             *task.specific.passed,
+            *task.specific.random_passed,
             *(head for joint in task.joint or () for head in joint.heads),
             *(head for ranking in curves for head in ranking.heads),
         ]

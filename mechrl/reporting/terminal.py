@@ -14,6 +14,8 @@ from mechrl.verification.result import (
     Verification,
     VerifiedTask,
     head_rows,
+    measured_heads,
+    random_heads,
     yes_or_no,
 )
 
@@ -44,7 +46,7 @@ def print_verification(result: Verification) -> None:
             rows,
             secondary=[
                 "direct", "damage on other tasks", "cached score", "live score", "fresh damage", "difference",
-                "rank" if task.replicates.swept else "above random", "of the clean", "p (Holm)",
+                "rank", "of the clean", "p (Holm)",
             ],
             text="replicates",
         )  # fmt: skip
@@ -75,12 +77,13 @@ def _answers(task: VerifiedTask) -> dict[str, str]:
     """The numbers behind each answer, or why it was not asked."""
     f, r, s, c = task.faithful, task.replicates, task.specific, task.complete
     n = len(task.heads)
-    if s.answer is not None:
+    if s.permuted:
         passed = f"{', '.join(s.passed)} pass" if s.passed else "no pick passes"
         specific = f"with answers permuted, logit difference {s.clean:.2f}, {passed} the same test"
     else:
         still = "nothing changes" if s.clean is None else f"the logit difference is still {s.clean:.2f}"
         specific = f"with the answers permuted among the prompts {still}"
+    specific += f"; {random_heads(s)}"
     complete = "--sweep measures every head"
     if c is not None:
         complete = (
@@ -88,7 +91,7 @@ def _answers(task: VerifiedTask) -> dict[str, str]:
             f"them {shown(c.ratio)} of the best"
         )
     known, answers = r.known_answers
-    top = f"the top is {r.rank_limit} heads" if r.swept else "against random heads"
+    top = f"the top is {r.rank_limit} of {measured_heads(r)}"
     return {
         "faithful": f"cache and model differ by {f.difference:.1e} nats at most",
         "replicates": f"{r.prompts} {_prompts(task)}, clean logit difference {r.clean:.2f}; of their {answers} answers "

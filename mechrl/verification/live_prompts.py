@@ -1,6 +1,6 @@
 """Prompts on the live model, batch by batch: heads ablated alone, or together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,18 +30,22 @@ class LivePrompts:
     def _batches(self) -> list[slice]:
         return [slice(first, first + self.batch_size) for first in range(0, len(self.prompts), self.batch_size)]
 
-    def ablate_each(self, answered: Sequence[Prompts], sites: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def ablate_each(
+        self,
+        answered: Sequence[Prompts],
+        sites: np.ndarray,
+        on_batch: Callable[[int, int], None] = lambda batch, batches: None,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Clean logit difference [prompt] and with each site ablated [prompt, column].
 
         :param answered: the same prompts with other answers and wrongs; a pair of arrays is given for each.
+        :param on_batch: called before each batch with the number of those before it, and of all.
         """
-        sets = self.forward.singles(sites)
-        batches = [
-            sweep_readings(
-                self.forward, self.prompts[rows], [prompts[rows] for prompts in answered], self.other[rows], sets
-            )
-            for rows in self._batches()
-        ]
+        sets, slices, batches = self.forward.singles(sites), self._batches(), []
+        for i, rows in enumerate(slices):
+            on_batch(i, len(slices))
+            readings = [prompts[rows] for prompts in answered]
+            batches.append(sweep_readings(self.forward, self.prompts[rows], readings, self.other[rows], sets))
         return [
             (
                 np.concatenate([clean["logit_diff"] for clean, _ in measures]),

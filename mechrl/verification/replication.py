@@ -5,6 +5,7 @@ Everything here works on numbers that were measured elsewhere; nothing runs a mo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from mechrl.verification.result import Complete, HeadTest
 
 ALPHA = 0.05
 LEAST_SHARE = 0.05  # of the clean measure
-MOST_RANK, MOST_SHARE = 10, 0.3  # the top: ten heads, or 30 % of them if that is less
+MOST_RANK, LEAST_RANK = 10, 3  # see `rank_limit`
 TOP_SHARE = 0.95  # of the resamples
-RANDOM_HEADS = 20
+BEST = 3  # times as many of the cache's best heads as the top holds are measured beside the tested ones
+RANDOM_HEADS = 20  # the negative control
 PLACEBO_CLEAN = 0.2  # of the clean measure: a placebo on which the model does more is none
 COMPLETE = 0.9  # coverage, as in docs/protocol.md
 
@@ -46,6 +48,7 @@ class Measured:
         scores: np.ndarray = score(self.damage.mean(0), self.control.mean(0), self.control_weight)
         return scores
 
+    @cached_property
     def resampled(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean damage and mean score in resamples of groups and of spans, [resample, column] each."""
         damage = bootstrap_means(self.damage, self.groups)
@@ -59,29 +62,37 @@ class Measured:
 
 
 def rank_limit(n_sites: int, tested: int = 1) -> int:
-    """How many heads are the top: ten, or 30 % of all if that is less; as many as are tested, if that is more."""
-    return max(tested, min(MOST_RANK, int(MOST_SHARE * n_sites)))
+    """How many heads are the top of a model: ten, in a small one an eighth of its heads.
+
+    At least three, but no more than a third, so that the top of 24 heads are 3, of 48 6, and of 80 or more 10. That is
+    more than the k of coverage@k (`search.protocol`: 3 of 48), because what a head must be here is one that stands out,
+    not one of the very best: a behaviour needs as many heads in a small model as in a large one, and the fourth head of
+    `mini` on IOI still costs a quarter of the clean measure. As many as are tested, if that is more: whoever tests five
+    heads asks whether they are the best five.
+    """
+    return max(tested, min(MOST_RANK, max(LEAST_RANK, n_sites // 8), max(1, n_sites // 3)))
 
 
-def head_tests(measured: Measured, tested: Sequence[int], swept: bool) -> list[HeadTest]:
+def head_tests(measured: Measured, tested: Sequence[int], limit: int) -> list[HeadTest]:
     """The test of each tested site.
 
     It passes if its mean damage is 5 % of the clean measure or more, its score is above zero (Holm-corrected over the
-    tested sites, at 5 %), and in 95 % of the resamples it is among the top heads (`rank_limit`) if all heads were
-    measured (`swept`), else above all the other heads that were. Fewer than 8 groups pass nothing.
+    tested sites, at 5 %), and in 95 % of the resamples, in which all heads are resampled together, it is among the top
+    of all heads that were measured. Of equal scores none is before the other. Fewer than 8 groups pass nothing.
+
+    :param limit: how many heads are the top, see `rank_limit`. Where not all heads were measured, the cache's best
+        ones must be among those that were.
     """
     columns = measured.columns(tested)
-    damage, scores = measured.resampled()
+    damage, scores = measured.resampled
     p_values = {
         str(site): (1 + int((scores[:, column] <= 0).sum())) / (1 + len(scores))
         for site, column in zip(tested, columns, strict=True)
     }
     adjusted = holm(p_values)
-    others = [i for i in range(len(measured.sites)) if swept or i not in columns]
-    limit = rank_limit(len(measured.sites), len(tested)) if swept else 1
     tests = []
     for site, column in zip(tested, columns, strict=True):
-        ranks = _ranks(scores, column, others)
+        ranks = _ranks(scores, column)
         share = float(measured.damage[:, column].mean()) / measured.clean if measured.clean > 0 else 0.0
         top_share = float((ranks <= limit).mean())
         failed = [
@@ -89,7 +100,7 @@ def head_tests(measured: Measured, tested: Sequence[int], swept: bool) -> list[H
             "the model does not do the task" * (measured.clean <= 0),
             f"damage below {LEAST_SHARE:.0%} of the clean measure" * (measured.clean > 0 and share < LEAST_SHARE),
             "score not above zero" * (adjusted[str(site)] > ALPHA),
-            (f"not in the top {limit}" if swept else f"not above {len(others)} random heads") * (top_share < TOP_SHARE),
+            f"not in the top {limit}" * (top_share < TOP_SHARE),
         ]
         tests.append(
             HeadTest(
@@ -99,17 +110,24 @@ def head_tests(measured: Measured, tested: Sequence[int], swept: bool) -> list[H
                 p=p_values[str(site)],
                 p_adjusted=adjusted[str(site)],
                 top_share=top_share,
-                rank=_estimate(float(_ranks(measured.scores, column, others)), ranks) if swept else None,
+                rank=_estimate(float(_ranks(measured.scores, column)), ranks),
                 why="; ".join(filter(None, failed)),
             )
         )
     return tests
 
 
-def _ranks(scores: np.ndarray, column: int, others: Sequence[int]) -> np.ndarray:
-    """The place of a column among the others by score, 1 being the best, int [...], of [..., column]."""
-    better: np.ndarray = scores[..., others] > scores[..., [column]]
-    return np.asarray(better.sum(-1) + 1)
+def random_tests(measured: Measured, others: Sequence[int], limit: int) -> list[HeadTest]:
+    """The negative control: the same test of heads that it should not pass.
+
+    Each is tested as if it were the only one. So its p is not corrected, and it passes more easily than a tested head.
+    """
+    return [head_tests(measured, [site], limit)[0] for site in others]
+
+
+def _ranks(scores: np.ndarray, column: int) -> np.ndarray:
+    """The place of a column by score, 1 being the best, of equal ones the last, int [...], of [..., column]."""
+    return np.asarray((scores >= scores[..., [column]]).sum(-1))
 
 
 def completeness(measured: Measured, tested: Sequence[int], heads: Sequence[str]) -> Complete:
@@ -118,7 +136,7 @@ def completeness(measured: Measured, tested: Sequence[int], heads: Sequence[str]
     :param heads: the names of all sites.
     """
     columns, n = measured.columns(tested), len(tested)
-    scores = np.maximum(np.vstack([measured.scores, measured.resampled()[1]]), 0)
+    scores = np.maximum(np.vstack([measured.scores, measured.resampled[1]]), 0)
     best = np.sort(scores, axis=1)[:, ::-1][:, :n]
     coverage = scores[:, columns].sum(1) / np.maximum(best.sum(1), 1e-9)
     ratio = scores[:, columns].max(1) / np.maximum(best[:, 0], 1e-9)

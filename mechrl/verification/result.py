@@ -9,6 +9,7 @@ from mechrl.display import html_table, shown
 from mechrl.results import Count, Estimate, Head, Number, Result, ResultPart, Share, Text
 
 EVALUATION_PROMPTS = "evaluation prompts"  # stand in for fresh ones
+RANDOM_PASS = 20  # of so many random heads one may pass the test
 
 
 class HeadTest(ResultPart):
@@ -16,8 +17,8 @@ class HeadTest(ResultPart):
 
     :param damage: mean damage; `share` the same ÷ the clean logit difference.
     :param p: of a score of zero or less (one-sided, by bootstrap); `p_adjusted` after Holm over the heads tested.
-    :param top_share: the share of resamples in which it is among the top heads, or above all random heads.
-    :param rank: by fresh score, 1 being the best; None where not all heads were measured.
+    :param top_share: the share of resamples in which it is among the top heads.
+    :param rank: by fresh score, 1 being the best, among the heads that were measured.
     :param why: what it failed, "" if nothing.
     """
 
@@ -27,7 +28,7 @@ class HeadTest(ResultPart):
     p: Share
     p_adjusted: Share
     top_share: Share
-    rank: Estimate | None
+    rank: Estimate
     why: Text
 
 
@@ -85,6 +86,8 @@ class Replicates(ResultPart):
     :param searched_answers: how many are answers of the evaluation prompts, on which the agent searched.
     :param clean: mean logit difference of the intact model on them.
     :param swept: whether all heads were measured on them.
+    :param measured: how many heads were measured: all, or the tested ones, the cache's `best` ones, and random others.
+    :param best: how many of the cache's best heads, by score on all of its prompts, are among them in any case.
     :param rank_limit: how many heads are the top.
     """
 
@@ -96,20 +99,47 @@ class Replicates(ResultPart):
     clean: Number
     swept: bool
     searched_answers: Count
+    measured: Count
+    best: Count
     rank_limit: Count
 
 
 class Specific(ResultPart):
-    """Does the test find nothing where there is nothing to find, the answers being permuted among the prompts?
+    """Does the test find nothing where there is nothing to find: with the answers permuted, and in random other heads?
 
-    :param answer: None where it was not asked: nothing changes, or the model still does a fifth of the task.
-    :param passed: the picked heads that pass the test all the same.
+    The other heads are drawn from those that are neither tested nor among the cache's best, and put to the same test.
+    It tells heads apart if at least 19 of 20 fail, all of them where there are fewer than 20.
+
+    :param answer: whether no picked head passes with the answers permuted, and the test tells heads apart. What was not
+        asked does not count; None where neither was.
+    :param permuted: whether the test was repeated with the answers permuted among the prompts. It is not where nothing
+        changes, or the model still does a fifth of the task.
+    :param passed: the picked heads that pass it all the same.
     :param clean: mean logit difference with the answers permuted; None where nothing changes.
+    :param random_failed: how many of the random other heads fail the test, and of how many.
+    :param random_passed: those that pass it.
     """
 
     answer: bool | None
+    permuted: bool
     passed: list[Head]
     clean: Number | None
+    random_failed: tuple[Count, Count]
+    random_passed: list[Head]
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Specific":
+        failed, of = self.random_failed
+        if failed + len(self.random_passed) != of:
+            raise ValueError("the random heads that fail and those that pass are not all of them")
+        if self.permuted and self.clean is None:
+            raise ValueError("the answers were permuted, and no logit difference is given")
+        return self
+
+
+def tells_apart(failed: int, of: int) -> bool | None:
+    """Whether the test tells heads apart, given how many random heads fail it, and of how many; None of none."""
+    return of - failed <= of // RANDOM_PASS if of else None
 
 
 class Complete(ResultPart):
@@ -219,7 +249,7 @@ class Verification(Result):
     written_by: ClassVar[str] = "mechrl-verify"
 
     format: Literal["mechrl-verification"] = "mechrl-verification"
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     command: Text | None
     mechrl_version: Text
     library_versions: dict[Text, Text]
@@ -249,6 +279,24 @@ def yes_or_no(answer: bool | None) -> str | None:
     return None if answer is None else "yes" if answer else "no"
 
 
+def measured_heads(replicates: Replicates) -> str:
+    """Which heads were measured on the fresh prompts, in words."""
+    if replicates.swept:
+        return f"all {replicates.measured} heads"
+    return f"{replicates.measured} heads (those tested, the cache's {replicates.best} best, others at random)"
+
+
+def random_heads(specific: Specific) -> str:
+    """What the negative control says."""
+    failed, of = specific.random_failed
+    if not of:
+        return "there are no other heads to draw at random"
+    if not specific.random_passed:
+        return f"all of {of} random other heads fail it"
+    passed = f"{of - failed} of {of} random other heads pass it ({', '.join(specific.random_passed)})"
+    return passed if tells_apart(failed, of) else f"{passed}: it does not tell heads apart"
+
+
 def head_rows(task: VerifiedTask) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of a task's table of tested heads."""
     columns: dict[str, Callable[[VerifiedHead], Any]] = {
@@ -260,9 +308,7 @@ def head_rows(task: VerifiedTask) -> tuple[list[str], list[list[Any]]]:
         "fresh damage": lambda h: shown(h.damage),
         "of the\nclean": lambda h: f"{h.share:.0%}",
         "p (Holm)": lambda h: f"{h.p_adjusted:.4f}",
-        "rank" if task.replicates.swept else "above\nrandom": lambda h: (
-            "{:.0f} ({:.0f} to {:.0f})".format(*h.rank) if h.rank else f"{h.top_share:.0%}"
-        ),
+        "rank": lambda h: "{:.0f} ({:.0f} to {:.0f})".format(*h.rank),
         "direct": lambda h: shown(h.direct),
         "damage\non other tasks": lambda h: shown(h.elsewhere),
         "replicates": lambda h: h.why or "yes",

@@ -1,7 +1,8 @@
 """The four answers for the picked heads of one task, each with its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -17,14 +18,25 @@ from mechrl.verification.fresh import known_answers, placebo
 from mechrl.verification.live_prompts import LivePrompts
 from mechrl.verification.replay import Replay
 from mechrl.verification.replication import (
+    BEST,
     PLACEBO_CLEAN,
     RANDOM_HEADS,
     Measured,
     completeness,
     head_tests,
+    random_tests,
     rank_limit,
 )  # fmt: skip
-from mechrl.verification.result import FaithfulTask, HeadTest, Replicates, Specific, VerifiedHead, VerifiedTask
+from mechrl.verification.result import (
+    EVALUATION_PROMPTS,
+    FaithfulTask,
+    HeadTest,
+    Replicates,
+    Specific,
+    VerifiedHead,
+    VerifiedTask,
+    tells_apart,
+)
 from mechrl.verification.sets import joint_damage, measure_curves
 
 
@@ -33,7 +45,8 @@ class PickedHeads:
     """The picked heads of one task, and the fresh prompts on which they are tested.
 
     :param evaluation: what the agent did on the task's evaluation episodes.
-    :param swept: whether all heads are measured on the fresh prompts.
+    :param fresh_from: where the prompts come from, see `fresh.unseen_prompts`.
+    :param sweep_all: whether all heads are to be measured on the fresh prompts.
     """
 
     cache: Cache
@@ -42,8 +55,50 @@ class PickedHeads:
     picks: list[int]
     evaluation: Evaluation
     live: LivePrompts
-    swept: bool
+    fresh_from: str
+    sweep_all: bool
     seed: int
+
+    @property
+    def limit(self) -> int:
+        """How many heads are the top."""
+        return rank_limit(self.cache.n_sites, len(self.picks))
+
+    @cached_property
+    def best(self) -> list[int]:
+        """The cache's best heads for the task, three times as many as are the top, sites, the best first.
+
+        By score on all of its prompts. Beside them a picked head has about the place that it would have among all
+        heads: one that is not measured would have to overtake two thirds of them on other prompts to be in the top.
+        """
+        cache, weight = self.cache, self.note.control_weight
+        scores = score(cache.damage(self.task).mean(0), cache.control_damage.mean(0), weight)
+        return [int(site) for site in best_first(scores)[: BEST * self.limit]]
+
+    @cached_property
+    def others(self) -> list[int]:
+        """Twenty heads at random, or as many as there are, that are neither picked nor among the best, sites."""
+        known = {*self.picks, *self.best}
+        rest = [site for site in range(self.cache.n_sites) if site not in known]
+        return sorted(np.random.default_rng(self.seed).permutation(rest)[:RANDOM_HEADS].astype(int).tolist())
+
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """The heads that are measured on the fresh prompts, int [column]."""
+        return np.arange(self.cache.n_sites) if self.sweep_all else np.unique([*self.picks, *self.best, *self.others])
+
+    @property
+    def swept(self) -> bool:
+        """Whether those are all heads, as they are anyway in a model of few."""
+        return len(self.measured) == self.cache.n_sites
+
+    @property
+    def said(self) -> str:
+        """What is measured, for whom waits."""
+        parts = f"{len(self.picks)} tested, the {len(self.best)} best, {len(self.others)} random others"
+        heads = f"all {self.cache.n_sites} heads" if self.swept else f"{len(self.measured)} heads ({parts})"
+        prompts = EVALUATION_PROMPTS if self.fresh_from == EVALUATION_PROMPTS else "fresh prompts"
+        return f"{prompts} of {self.task}: {heads}"
 
     @property
     def names(self) -> list[str]:
@@ -52,28 +107,38 @@ class PickedHeads:
 
 
 def verify_task(
-    heads: PickedHeads, fresh_from: str, control: Replay, replay: Replay, tolerance: float, joint: bool, curves: bool
+    heads: PickedHeads,
+    control: Replay,
+    replay: Replay,
+    tolerance: float,
+    joint: bool,
+    curves: bool,
+    on_batch: Callable[[int, int], None] = lambda batch, batches: None,
 ) -> VerifiedTask:
-    """The four answers for a task, and what its heads do together."""
+    """The four answers for a task, and what its heads do together.
+
+    :param on_batch: see `LivePrompts.ablate_each`.
+    """
     cache, picks, fresh = heads.cache, heads.picks, heads.live.prompts
-    measured, permuted, permuted_clean = _measure(heads)
-    tests, placebos = head_tests(measured, picks, heads.swept), None
+    measured, permuted, permuted_clean = _measure(heads, on_batch)
+    tests, placebos = head_tests(measured, picks, heads.limit), None
     if permuted is not None and permuted_clean is not None and permuted_clean < PLACEBO_CLEAN * measured.clean:
-        placebos = head_tests(permuted, picks, heads.swept)
-    passed = [cache.head(site) for site, test in zip(picks, placebos or [], strict=False) if not test.why]
+        placebos = head_tests(permuted, picks, heads.limit)
     faithful = FaithfulTask(answer=replay.difference <= tolerance, difference=replay.difference)
     replicates = Replicates(
         answer=all(not test.why for test in tests),
-        fresh_from=safe_text(fresh_from),
+        fresh_from=safe_text(heads.fresh_from),
         prompts=len(fresh),
         groups=len(np.unique(fresh.group)),
         known_answers=known_answers(cache, heads.task, fresh),
         clean=measured.clean,
         swept=heads.swept,
         searched_answers=known_answers(cache, heads.task, fresh, EVALUATION)[0],
-        rank_limit=rank_limit(cache.n_sites, len(picks)),
+        measured=len(measured.sites),
+        best=len(heads.best),
+        rank_limit=heads.limit,
     )
-    specific = Specific(answer=None if placebos is None else not passed, passed=passed, clean=permuted_clean)
+    specific = _specific(heads, measured, placebos, permuted_clean)
     complete = completeness(measured, picks, heads.names) if heads.swept else None
     answers = (faithful.answer, replicates.answer, specific.answer, complete and complete.answer)
     ablate = heads.live.ablate_sets
@@ -92,13 +157,14 @@ def verify_task(
     )
 
 
-def _measure(heads: PickedHeads) -> tuple[Measured, Measured | None, float | None]:
+def _measure(
+    heads: PickedHeads, on_batch: Callable[[int, int], None]
+) -> tuple[Measured, Measured | None, float | None]:
     """Damages on the fresh prompts; the same with the answers permuted, and the clean logit difference there."""
-    cache, fresh = heads.cache, heads.live.prompts
-    sites = np.arange(cache.n_sites) if heads.swept else _with_random_heads(cache, heads.picks, heads.seed)
+    cache, fresh, sites = heads.cache, heads.live.prompts, heads.measured
     control = cache.control_damage[cache.in_split(None, EVALUATION)][:, sites]
     permuted = placebo(fresh, heads.seed)
-    measures = heads.live.ablate_each([fresh] if permuted is None else [fresh, permuted], sites)
+    measures = heads.live.ablate_each([fresh] if permuted is None else [fresh, permuted], sites, on_batch)
     clean = float(measures[0][0].mean())
     measured = [
         Measured(sites, intact[:, None] - ablated, fresh.group, control, clean, heads.note.control_weight)
@@ -107,6 +173,28 @@ def _measure(heads: PickedHeads) -> tuple[Measured, Measured | None, float | Non
     if permuted is None:
         return measured[0], None, None
     return measured[0], measured[1], float(measures[1][0].mean())
+
+
+def _specific(
+    heads: PickedHeads, measured: Measured, placebos: Sequence[HeadTest] | None, clean: float | None
+) -> Specific:
+    """:param clean: mean logit difference with the answers permuted."""
+
+    def passing(sites: Sequence[int], tests: Sequence[HeadTest]) -> list[str]:
+        return [heads.cache.head(site) for site, test in zip(sites, tests, strict=True) if not test.why]
+
+    passed = [] if placebos is None else passing(heads.picks, placebos)
+    random_passed = passing(heads.others, random_tests(measured, heads.others, heads.limit))
+    random_failed = (len(heads.others) - len(random_passed), len(heads.others))
+    answers = [None if placebos is None else not passed, tells_apart(*random_failed)]
+    return Specific(
+        answer=None if answers == [None, None] else False not in answers,
+        permuted=placebos is not None,
+        passed=passed,
+        clean=clean,
+        random_failed=random_failed,
+        random_passed=random_passed,
+    )
 
 
 def _verified_heads(
@@ -140,15 +228,6 @@ def most_picked(evaluation: Evaluation, top: int) -> np.ndarray:
     seen = np.bincount(evaluation.picked.ravel(), evaluation.seen.ravel(), minlength=n_sites) / np.maximum(times, 1)
     seen[times == 0] = -np.inf
     return np.lexsort((-seen, -wins))[: min(top, int((times > 0).sum()))]
-
-
-def _with_random_heads(cache: Cache, picks: Sequence[int], seed: int) -> np.ndarray:
-    """The picks and, at random, 20 other heads: of their layers, and where those hold fewer, of the other layers."""
-    layers = {site // cache.n_heads for site in picks}
-    others = np.random.default_rng(seed).permutation([site for site in range(cache.n_sites) if site not in picks])
-    near = np.isin(others // cache.n_heads, list(layers))
-    drawn = np.concatenate([others[near], others[~near]])[:RANDOM_HEADS]
-    return np.sort(np.concatenate([picks, drawn]).astype(int))
 
 
 def _elsewhere(cache: Cache, task: str, sites: Sequence[int]) -> list[Estimate] | None:

@@ -46,7 +46,7 @@ def verify_checkpoint(
     curves: bool = False,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
-    on_step: Callable[[float, float], None] = lambda done, total: None,
+    on_step: Callable[[float, float, str], None] = lambda done, total, doing: None,
 ) -> Verification:
     """Verify the agent in a file on the model that a cache was built from.
 
@@ -110,7 +110,7 @@ def verify(
     sweep_all: bool | None = None,
     joint: bool = False,
     curves: bool = False,
-    on_step: Callable[[float, float], None] = lambda done, total: None,
+    on_step: Callable[[float, float, str], None] = lambda done, total, doing: None,
 ) -> Verification:
     """Pick on the evaluation episodes, then ablate the picked heads on the live model.
 
@@ -121,10 +121,12 @@ def verify(
         what the cache's arithmetic calls for, see `default_tolerance`.
     :param seed: of the fresh prompts; another one draws others.
     :param fresh_files: fresh prompts by task, for tasks that were built from files.
-    :param sweep_all: whether to measure all heads on the fresh prompts, or the picked ones and 20 others of their
-        layers; by default all, where that takes less than a minute a task.
+    :param sweep_all: whether to measure all heads on the fresh prompts, or the picked ones, the cache's best 30 and 20
+        others at random (fewer in a small model, see `rank_limit`); by default all, where that takes less than a minute
+        a task.
     :param joint: ablate the picked heads together, too; `curves`: measure necessity and sufficiency of rankings.
-    :param on_step: called with the number of tasks done, control being one, and of all.
+    :param on_step: called with the steps done and all of them, and with what is next in words. Control is a step; a
+        task has two, its cached prompts and its fresh ones, of which each batch is a part.
     :raises FileError: the cache's tokens are not the model's, or its prompts are of another generator version.
     :raises UsageError: the cache lacks a task, or a task's pools hold too few fresh prompts.
     """
@@ -138,22 +140,30 @@ def verify(
     picks = {task: [int(site) for site in most_picked(found, top)] for task, found in evaluations.items()}
     forward, rng = Forward(model), np.random.default_rng()
     replacements = replacement_maker(cache, forward)
-    on_step(0, 1 + len(picks))
+    n_steps = 1 + 2 * len(picks)
+    on_step(0, n_steps, "control text")
     every_pick = sorted({site for sites in picks.values() for site in sites})
     control = replay_control(cache, forward, replacements.for_control(), every_pick, rng)
     tasks: dict[str, VerifiedTask] = {}
     for task, sites in picks.items():
-        on_step(1 + len(tasks), 1 + len(picks))
+        step = 1 + 2 * len(tasks)
+        on_step(step, n_steps, f"cached prompts of {task}")
         replay = replay_task(cache, forward, task, replacements.for_task(task, cache.prompts(task)), sites, rng)
         n, file = fresh_batches * cache.batch_size, (fresh_files or {}).get(task)
         fresh, fresh_from = unseen_prompts(model, cache, task, n, seed, file)
         live = _on_model(cache, task, fresh, forward, replacements)
         swept = replay.seconds * len(fresh) < SWEEP_SECONDS if sweep_all is None else sweep_all
-        picked = PickedHeads(
-            cache, note, task, sites, evaluations[task], live, swept or len(sites) == cache.n_sites, seed
-        )
-        tasks[task] = verify_task(picked, fresh_from, control, replay, tolerance, joint, curves)
+        picked = PickedHeads(cache, note, task, sites, evaluations[task], live, fresh_from, swept, seed)
+        on_batch = _part_of_step(on_step, step + 1, n_steps, picked.said)
+        tasks[task] = verify_task(picked, control, replay, tolerance, joint, curves, on_batch)
     return _verification(cache, note, seed, tolerance, control.difference, tasks)
+
+
+def _part_of_step(
+    on_step: Callable[[float, float, str], None], step: int, n_steps: int, doing: str
+) -> Callable[[int, int], None]:
+    """What tells of each batch, given the number of those before it and of all."""
+    return lambda batch, batches: on_step(step + batch / batches, n_steps, f"{doing}, batch {batch + 1} of {batches}")
 
 
 def _on_model(cache: Cache, task: str, fresh: Prompts, forward: Forward, replacements: ReplacementMaker) -> LivePrompts:

@@ -308,6 +308,22 @@ def test_the_time_left_goes_by_what_this_run_has_done(capsys, monkeypatch):
     ]
 
 
+def test_what_is_being_done_is_said_every_ten_seconds_at_most(capsys, monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(progress_module, "time", clock)
+    with app.progress("verifying") as progress:
+        for seconds, done, doing in (
+            (0, 0, "control text"), (9, 10, "a"), (2, 12, "b"), (9, 14, "c"), (0, 30, "d"), (9, 40, "e"), (2, 45, "f")
+        ):  # fmt: skip
+            clock.now += seconds
+            progress(done, 100, doing)
+    said = [line.split(", ") for line in capsys.readouterr().err.splitlines()]
+    assert [(line[0], line[-1]) for line in said] == [
+        ("verifying: 12% done", "b"),
+        ("verifying: 40% done", "e"),
+    ]
+
+
 def test_a_full_stdout_is_a_message(small_cache, tmp_path):
     command = [sys.executable, "-m", "mechrl.cli.main", "cache", "info", str(small_cache.path)]
     with open("/dev/full", "w") as full:

@@ -264,7 +264,7 @@ def made_up_verification(swept: bool) -> Verification:
         VerifiedHead(
             head=name, cached=10.487, live=10.486, difference=2.4e-7, direct=Estimate(-0.05, -0.06, -0.04),
             elsewhere=None, score=Estimate(6.9 - i, 3.79, 10.44), damage=Estimate(6.91, 3.79, 10.45), share=0.41,
-            p=0.0005, p_adjusted=0.0015, why=why, top_share=0.97, rank=Estimate(1, 1, 14) if swept else None,
+            p=0.0005, p_adjusted=0.0015, why=why, top_share=0.97, rank=Estimate(1, 1, 14),
             answer=not why, placebo=None,
         )
         for i, (name, why) in enumerate(
@@ -281,9 +281,12 @@ def made_up_verification(swept: bool) -> Verification:
         trained=True, confirmed=False, runs=13.7, search={}, faithful=FaithfulTask(answer=True, difference=3e-7),
         replicates=Replicates(
             answer=False, fresh_from="generator", prompts=16, groups=16, known_answers=(0, 16), clean=16.94,
-            swept=swept, searched_answers=0, rank_limit=10,
+            swept=swept, searched_answers=0, measured=144 if swept else 52, best=30, rank_limit=10,
         ),
-        specific=Specific(answer=None, passed=[], clean=None), complete=None, heads=heads, joint=joint,
+        specific=Specific(
+            answer=True, permuted=False, passed=[], clean=None, random_failed=(19, 20), random_passed=["11.2"]
+        ),
+        complete=None, heads=heads, joint=joint,
         curves=Curves(
             counts=[0], full=16.94, empty=-1.05, refused=None, rankings={"the task's own order": ranking}
         ),
@@ -315,13 +318,16 @@ def test_yes_is_good_in_every_answer(capsys, passes):
     result = made_up_verification(swept=True)
     (task,) = result.tasks.values()
     passed = ["0.4"] if passes else []
-    specific = task.specific.model_copy(update={"answer": not passes, "passed": passed, "clean": 0.3})
+    specific = task.specific.model_copy(update={"answer": not passes, "permuted": True, "passed": passed, "clean": 0.3})
     tasks = {"a": task.model_copy(update={"specific": specific})}
     print_verification(result.model_copy(update={"tasks": tasks}))
     out = capsys.readouterr().out
     assert "  replicates  no: 16 fresh prompts" in out
     start, head = ("no", "0.4 pass") if passes else ("yes", "no pick passes")
-    assert f"  specific    {start}: with answers permuted, logit difference 0.30, {head} the same test" in out
+    assert (
+        f"  specific    {start}: with answers permuted, logit difference 0.30, {head} the same test; 1 of 20 random "
+        in out
+    )
     assert "  complete    not asked: --sweep measures every head" in out
     assert out.endswith(f"NOT CONFIRMED: a: not replicated{', not specific' * passes}\n")
 

@@ -57,9 +57,11 @@ def verified_task(cache: Cache, task: str, i: int) -> VerifiedTask:
         faithful=FaithfulTask(answer=True, difference=2e-6),
         replicates=Replicates(
             answer=False, fresh_from="generator", prompts=128, groups=64, known_answers=(0, 13), clean=clean,
-            swept=True, searched_answers=13, rank_limit=3,
+            swept=True, searched_answers=13, measured=cache.n_sites, best=9, rank_limit=3,
         ),
-        specific=Specific(answer=True, passed=[], clean=0.01),
+        specific=Specific(
+            answer=True, permuted=True, passed=[], clean=0.01, random_failed=(20, 20), random_passed=[]
+        ),
         complete=Complete(answer=i != 1, coverage=around(0.9, 0.05), ratio=around(0.97, 0.02), best=names),
         heads=[verified_head(head, n, clean) for n, head in enumerate(top)],
         joint=[joint(top[: n + 1], 2.5 if i == 0 and n else 0.0) for n in range(3)],

@@ -97,6 +97,24 @@ def test_an_answer_of_no_is_shown_as_no(small_cache, tmp_path, question):
     assert [answer for said, answer in answers] == [said.partition(":")[0] != question for said, _ in answers]
 
 
+def test_random_heads_that_pass_are_shown(small_cache, tmp_path):
+    """One of twenty may pass, with two the test does not tell heads apart; where there are none, it says so."""
+    printed = documents.verification(small_cache).model_dump(mode="json")
+    for passed, of, said in (
+        ([], 20, "all of 20 random other heads fail it"),
+        (["5.7"], 20, "1 of 20 random other heads pass it (5.7)"),
+        (["5.6", "5.7"], 20, "2 of 20 random other heads pass it (5.6, 5.7): it does not tell heads apart"),
+        ([], 0, "there are no other heads to draw at random"),
+    ):
+        for task in printed["tasks"].values():
+            task["specific"] |= {"random_failed": [of - len(passed), of], "random_passed": passed}
+        (tmp_path / "verification.json").write_text(json.dumps(printed))
+        (file,) = collect([tmp_path]).models[0].verifications
+        answers = [answer for answer, _ in verified(file, "ioi")[0].answers]
+        assert f"specific: with the answers permuted no pick passes the test; {said}" in answers
+        assert answers[1].endswith("the top is 3 of all 48 heads")
+
+
 def test_a_verification_without_its_cache_is_shown(small_cache, tmp_path):
     (tmp_path / "verification.json").write_text(documents.verification(small_cache).model_dump_json())
     page = render(collect([tmp_path]))

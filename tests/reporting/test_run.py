@@ -178,7 +178,7 @@ def test_the_same_file_twice_is_one(small_cache, tmp_path):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format_version",), 1, "mechrl-verification, version 1; this mechrl reads version 2 only, run mechrl-verify"),
+        (("format_version",), 2, "mechrl-verification, version 2; this mechrl reads version 3 only, run mechrl-verify"),
         (("tasks",), [], "tasks: Input should be"),
         (("model_sha256",), None, "model_sha256"),
         (("tasks", "ioi", "heads", 0, "head"), "<b>", "tasks.ioi.heads.0.head"),
@@ -188,6 +188,8 @@ def test_the_same_file_twice_is_one(small_cache, tmp_path):
         (("tasks", "ioi", "heads", 0, "share"), "0.5", "share"),
         (("tasks", "ioi", "heads", 0, "why"), "a failure", "the answer is yes where, and only where"),
         (("tasks", "ioi", "runs"), None, "runs"),
+        (("tasks", "ioi", "specific", "random_failed"), [19, 20], "those that pass are not all of them"),
+        (("tasks", "ioi", "specific", "clean"), None, "no logit difference is given"),
         (("tasks", "ioi", "heads", 0, "p"), True, "heads.0.p"),
         (("tasks", "ioi", "heads", 0, "why"), "a\x00b", "control characters"),
         (("tasks", "ioi", "curves", "counts"), [1], "do not have 1 points"),
@@ -217,8 +219,9 @@ def test_a_verification_where_little_was_asked_is_shown(tmp_path):
     printed = documents.verification(cache).model_dump(mode="json")
     for task in printed["tasks"].values():
         task.update(dict.fromkeys(("complete", "joint", "curves")))
-        task["specific"] |= {"answer": None, "clean": None}
-        task["heads"][0] |= {"direct": None, "elsewhere": None, "rank": None}
+        nothing = {"answer": None, "permuted": False, "clean": None, "random_failed": [0, 0], "random_passed": []}
+        task["specific"] |= nothing
+        task["heads"][0] |= {"direct": None, "elsewhere": None}
     (tmp_path / "verification.json").write_text(json.dumps(printed))
     said = text_of(collect([tmp_path]))
     for question in ("specific", "complete", "joint damage", "necessity and sufficiency"):

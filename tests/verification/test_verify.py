@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import SMALL, load_checkpoint
 
 from mechrl.ablation import Ablation, reference
 from mechrl.ablation.forward import Forward
-from mechrl.ablation.sweep import sweep_task
+from mechrl.ablation.sweep import sweep_readings, sweep_task
 from mechrl.building.build import build
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
@@ -19,6 +20,7 @@ from mechrl.envs.episodes import ParallelEpisodes
 from mechrl.envs.table import ScoreTable
 from mechrl.errors import FileError
 from mechrl.models import load_model
+from mechrl.reporting.terminal import print_verification
 from mechrl.results import read_result
 from mechrl.search.ppo.checkpoint import CheckpointNote, save_checkpoint
 from mechrl.search.ppo.training import PRESETS, train
@@ -27,9 +29,9 @@ from mechrl.tasks import EVALUATION, TASKS, TRAIN, as_text, generate, read_task_
 from mechrl.verification import task_answers
 from mechrl.verification.fresh import fresh_prompts, placebo
 from mechrl.verification.replay import check_fits, default_tolerance
-from mechrl.verification.replication import Measured, head_tests
+from mechrl.verification.replication import Measured, head_tests, rank_limit
 from mechrl.verification.result import Verification
-from mechrl.verification.task_answers import most_picked
+from mechrl.verification.task_answers import PickedHeads, most_picked
 from mechrl.verification.verify import verify
 
 
@@ -52,7 +54,7 @@ def checkpoint(small_cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(mini, small_cache, checkpoint):
     policy, note = load_checkpoint(checkpoint)
-    return verify(mini, small_cache, policy, note, top=1, fresh_batches=8)
+    return verify(mini, small_cache, policy, note, top=1, fresh_batches=8, sweep_all=True)
 
 
 def altered(cache: Cache, path, change) -> Cache:
@@ -72,11 +74,14 @@ def test_an_honest_cache_is_confirmed(result, small_cache, mini):
     for name, task in result.tasks.items():
         assert task.faithful.difference < 1e-4
         assert task.replicates.swept
+        assert (task.replicates.measured, task.replicates.best, task.replicates.rank_limit) == (48, 18, 6)
         assert task.replicates.known_answers[0] == 0, "slot fillers of the evaluation half"
         prompts, fresh = small_cache.prompts(name), fresh_prompts(mini, small_cache, name, 64)
         searched = np.intersect1d(prompts.answers[prompts.split == EVALUATION], fresh.answers)
         assert task.replicates.searched_answers == len(searched[searched >= 0])
         assert task.specific.answer
+        assert task.specific.permuted
+        assert (task.specific.random_failed, task.specific.random_passed) == ((20, 20), [])
         assert task.specific.clean < 0.2 * task.replicates.clean
         for head in task.heads:
             assert head.difference < 1e-4
@@ -94,15 +99,15 @@ def test_an_honest_cache_is_confirmed(result, small_cache, mini):
 
 
 def test_fresh_damage_is_what_one_hook_per_head_gives(mini, small_cache, checkpoint):
-    """Without the sweep of all heads, on picks and random heads of their layers; and the placebo's answers too."""
+    """Without the sweep of all heads: picks, best and random ones alone; and the placebo's answers too."""
     policy, note = load_checkpoint(checkpoint)
     found = verify(
         mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=2, sweep_all=False, joint=True
     )
     for name, task in found.tasks.items():
         assert not task.replicates.swept
+        assert 18 + 20 <= task.replicates.measured <= 2 + 18 + 20
         assert task.complete is None
-        assert all(head.rank is None for head in task.heads)
         fresh = fresh_prompts(mini, small_cache, name, 16)
         sites = [small_cache.site(head.head) for head in task.heads]
         clean = reference.logit_diff(mini, fresh)
@@ -156,7 +161,8 @@ def test_a_placebo_on_which_the_model_still_does_the_task_is_not_asked(mini, sma
     found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=1, sweep_all=False)
     for task in found.tasks.values():
         assert task.specific.clean == task.replicates.clean > 0
-        assert (task.specific.answer, task.specific.passed) == (None, [])
+        assert (task.specific.permuted, task.specific.passed) == (False, [])
+        assert task.specific.answer, "for the random heads, which fail all the same"
         assert task.heads[0].placebo is None
 
 
@@ -169,13 +175,15 @@ def test_heads_that_pass_with_the_answers_permuted_are_not_specific(mini, small_
     for task in found.tasks.values():
         assert task.replicates.answer
         assert (task.specific.answer, task.specific.passed) == (False, [task.heads[0].head])
+        assert task.specific.random_failed == (20, 20)
         assert not task.confirmed
     assert not found.confirmed
 
 
 def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache):
-    """Three of them on each of the three tasks, 20 times, among all heads and among 20 random ones of their layers."""
+    """Three of them on each of the three tasks, 20 times, among all heads, and among the best and random ones alone."""
     passed = {True: 0, False: 0}
+    note = SimpleNamespace(control_weight=1.0)
     control = small_cache.control_damage[small_cache.in_split(None, EVALUATION)]
     for task in small_cache.tasks:
         fresh = fresh_prompts(mini, small_cache, task, 32)
@@ -184,15 +192,88 @@ def test_heads_at_random_from_the_lower_half_are_not_confirmed(mini, small_cache
         for draw in range(20):
             picks = np.random.default_rng(draw).choice(lower, 3, replace=False).tolist()
             for swept in passed:
-                sites = (
-                    np.arange(small_cache.n_sites)
-                    if swept
-                    else task_answers._with_random_heads(small_cache, picks, draw)
-                )
+                sites = PickedHeads(small_cache, note, task, picks, None, None, "", swept, draw).measured
                 damage = (clean[:, None] - ablated)[:, sites]
                 measured = Measured(sites, damage, fresh.group, control[:, sites], float(clean.mean()))
-                passed[swept] += sum(not test.why for test in head_tests(measured, picks, swept))
+                passed[swept] += sum(not test.why for test in head_tests(measured, picks, rank_limit(48, 3)))
     assert passed == {True: 0, False: 0}, "of 180 heads each"
+
+
+def test_the_best_and_twenty_others_are_measured_beside_the_picks_in_one_sweep(
+    mini, small_cache, checkpoint, monkeypatch
+):
+    """One a batch, of which no head is measured twice; and what is said meanwhile."""
+    policy, note = load_checkpoint(checkpoint)
+    swept, said = [], []
+
+    def record(forward, prompts, readings, other, sets):
+        swept.append((len(prompts), sets.argmax(1).tolist()))
+        assert (sets.sum(1) == 1).all()
+        return sweep_readings(forward, prompts, readings, other, sets)
+
+    monkeypatch.setattr("mechrl.verification.live_prompts.sweep_readings", record)
+    found = verify(
+        mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=3, sweep_all=False, seed=3,
+        on_step=lambda done, total, doing: said.append((done, total, doing)),
+    )  # fmt: skip
+    assert len(swept) == 2 * 3
+    for i, (name, task) in enumerate(found.tasks.items()):
+        picks = {small_cache.site(head.head) for head in task.heads}
+        control = small_cache.control_damage.mean(0)
+        best = set(np.argsort(-(small_cache.damage(name).mean(0) - control))[:18].tolist())
+        for n, sites in swept[3 * i : 3 * i + 3]:
+            assert n == small_cache.batch_size
+            assert len(sites) == len(set(sites)) == task.replicates.measured == len(picks | best) + 20
+            assert picks | best < set(sites)
+        assert task.specific.random_failed[1] == 20
+        heads = f"fresh prompts of {name}: {len(picks | best) + 20} heads (2 tested, the 18 best, 20 random others)"
+        assert [doing for _, _, doing in said if "fresh" in doing][3 * i : 3 * i + 3] == [
+            f"{heads}, batch {batch} of 3" for batch in (1, 2, 3)
+        ]
+    done = [step / total for step, total, _ in said]
+    assert done == sorted(done)
+    assert done[0] == 0
+    assert done[-1] < 1
+
+
+def test_random_heads_are_drawn_from_those_neither_tested_nor_best(small_cache):
+    """Others for another seed, and as many as there are where there are fewer."""
+
+    def picked(picks: list[int], seed: int = 0) -> PickedHeads:
+        return PickedHeads(
+            small_cache, SimpleNamespace(control_weight=1.0), "ioi", picks, None, None, "", sweep_all=False, seed=seed
+        )
+
+    drawn = [picked([0, 47], seed) for seed in range(3)]
+    for heads in drawn:
+        assert len(set(heads.others)) == 20
+        assert not set(heads.others) & {0, 47, *heads.best}
+        assert not heads.swept
+    assert len({tuple(heads.others) for heads in drawn}) == 3
+    many = picked(list(range(14)))
+    assert (many.limit, len(many.best)) == (14, 42)
+    assert set(many.others) == set(range(14, 48)) - set(many.best)
+    assert many.swept, "those are all heads"
+
+
+def test_a_test_that_random_heads_pass_is_said_not_to_tell_heads_apart(
+    mini, small_cache, checkpoint, monkeypatch, capsys
+):
+    """Good heads are taken for random ones: they pass, the verdict is no, and it is said why."""
+    policy, note = load_checkpoint(checkpoint)
+    good = property(lambda heads: [site for site in heads.best[:3] if site not in heads.picks])
+    monkeypatch.setattr(PickedHeads, "others", good)
+    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=8, sweep_all=False)
+    for task in found.tasks.values():
+        assert task.replicates.answer
+        failed, of = task.specific.random_failed
+        assert of - failed == len(task.specific.random_passed) > 0
+        assert (task.specific.passed, task.specific.answer, task.confirmed) == ([], False, False)
+    assert not found.confirmed
+    print_verification(found)
+    said = capsys.readouterr().out
+    assert said.count("it does not tell heads apart") == 2
+    assert "NOT CONFIRMED: induction: not specific; ioi: not specific" in said
 
 
 @pytest.mark.slow  # a quarter of an hour on a processor that emulates float16
@@ -297,11 +378,11 @@ def test_heads_without_an_effect_are_not_confirmed(mini, small_cache, checkpoint
     worst = np.argsort(small_cache.scores("ioi"))[:2]
     monkeypatch.setattr("mechrl.verification.verify.most_picked", lambda evaluation, top: worst)
     policy, note = load_checkpoint(checkpoint)
-    failed = verify(mini, small_cache, policy, replace(note, tasks=note.tasks), top=2, fresh_batches=2)
+    failed = verify(mini, small_cache, policy, note, top=2, fresh_batches=2, sweep_all=True)
     assert failed.faithful.answer
     assert not failed.confirmed
     assert all("score not above zero" in head.why for head in failed.tasks["ioi"].heads)
-    assert all("not in the top 10" in head.why for head in failed.tasks["ioi"].heads)
+    assert all("not in the top 6" in head.why for head in failed.tasks["ioi"].heads)
     assert not failed.tasks["ioi"].complete.answer
 
 

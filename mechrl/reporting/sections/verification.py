@@ -12,6 +12,8 @@ from mechrl.verification.result import (
     Verification,
     VerifiedHead,
     VerifiedTask,
+    measured_heads,
+    random_heads,
 )
 
 
@@ -100,13 +102,15 @@ def _answers(overall: Faithful, task: VerifiedTask) -> list[tuple[str, bool | No
         ),
         (
             f"replicates: on {r.prompts} prompts in {r.groups} groups, from {r.fresh_from}; {known} of {of} answers "
-            f"occur in training, {r.searched_answers} where the agent searched",
+            f"occur in training, {r.searched_answers} where the agent searched; the top is {r.rank_limit} of "
+            f"{measured_heads(r)}",
             r.answer,
         ),
     ]
     if s.answer is not None:
-        passed = ", ".join(s.passed) or "no head"
-        answers.append((f"specific: where there is nothing to find, {passed} passes", s.answer))
+        passed = f"with the answers permuted {', '.join(s.passed) or 'no pick'} passes the test" if s.permuted else ""
+        said = "; ".join(filter(None, [passed, random_heads(s)]))
+        answers.append((f"specific: {said}", s.answer))
     if c is not None:
         best = f"; best heads there are: {', '.join(c.best)}"
         answers.append((f"complete: coverage {estimate(c.coverage)}, ratio {estimate(c.ratio)}{best}", c.answer))
