@@ -75,7 +75,7 @@ class Text:
         self.vocabulary = vocabulary
         self.rng = RandomState(seed)
         self.words = np.array(vocabulary.word_ids)
-        self.pools = {name: usable_pools(TASKS[name], vocabulary)[0] for name in TEXT_TASKS}
+        self.pools = {name: usable_pools(TASKS[name], vocabulary).pools for name in TEXT_TASKS}
         self.unseen = {
             tuple(row[:length])
             for prompts in unseen_prompts(vocabulary).values()

@@ -17,6 +17,7 @@ from mechrl.cache.format import FROM_FILE
 from mechrl.cache.reader import Cache
 from mechrl.errors import UsageError
 from mechrl.models import Model, check_length
+from mechrl.progress import say
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, usable_pools
 from mechrl.tasks.batches import arrange
 from mechrl.tasks.control import control_spans, fitting_span
@@ -114,10 +115,13 @@ def make_prompts(model: Model, name: str, settings: BuildSettings) -> tuple[Prom
         raise UsageError(
             f"task {name!r} has {length} tokens in a sequence and {model.name!r} takes {model.n_ctx} at most"
         )
-    dropped = {slot: n for slot, n in usable_pools(task, model.vocabulary)[1].items() if n}
+    usable = usable_pools(task, model.vocabulary)
+    if usable.form is not task:
+        say(f"{name}, in its form for this tokenizer: {usable.form.about.splitlines()[0]}")
+    dropped = {slot: n for slot, n in usable.dropped.items() if n}
     return prompts, {
         "generator": name,
-        "generator_version": task.version,
+        "generator_version": usable.form.version,
         "generator_params": json.dumps({"seed": settings.seed, "dropped_fillers": dropped}),
-        "source": task.source,
+        "source": usable.form.source,
     }

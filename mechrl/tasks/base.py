@@ -4,7 +4,7 @@ import inspect
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import RandomState
@@ -32,12 +32,14 @@ class Pool:
     :param least: how many must be left, over both splits, once fillers that do not fit the tokenizer are dropped.
     :param shared: both splits use all of it; else each has a half of its own.
     :param fits: whether a filler can be used with a tokenizer.
+    :param must: what a filler that fits is, for the message where too few are.
     """
 
     words: tuple[Filler, ...] | None
     least: int
     shared: bool = False
     fits: Callable[[Vocabulary, Any], bool] = words_fit
+    must: str = "single tokens"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Task:
     :param source: the paper it comes from.
     :param pools: slot name to `Pool`.
     :param draw: makes one example from a random state and the pools of one split.
-    :param version: raised whenever the prompts of a seed change.
+    :param version: raised whenever the prompts of a seed change; no two forms of a task ever have the same one.
+    :param other_form: the same behaviour, asked in another way, for tokenizers that this form does not fit.
     """
 
     name: str
@@ -78,11 +81,17 @@ class Task:
     pools: Mapping[str, Pool]
     draw: Callable[[RandomState, Mapping[str, Sequence[Any]]], Example]
     version: int = 1
+    other_form: "Task | None" = None
+
+    @property
+    def forms(self) -> tuple["Task", ...]:
+        """This form and the others, in the order in which a tokenizer tries them."""
+        return (self, *(self.other_form.forms if self.other_form else ()))
 
     @property
     def about(self) -> str:
-        """What is asked, what is wrong, what the twin is, and which models are known to do it."""
-        return inspect.cleandoc(self.draw.__doc__ or "")
+        """What is asked, what is wrong, what the twin is, and which models are known to do it, of every form."""
+        return "\n\n".join(inspect.cleandoc(form.draw.__doc__ or "") for form in self.forms)
 
 
 @dataclass(frozen=True)
@@ -112,25 +121,43 @@ class Prompts:
         return Prompts(**columns)
 
 
-def usable_pools(task: Task, vocabulary: Vocabulary) -> tuple[dict[str, list[Any]], dict[str, int]]:
-    """The fillers that are one token in this tokenizer, and how many were dropped, by slot.
+class Usable(NamedTuple):
+    """What a tokenizer can use of a task.
 
-    :raises UsageError: a pool is left with fewer than its `least` fillers.
+    :param pools: slot name to the fillers that fit the tokenizer.
+    :param dropped: slot name to how many do not.
+    :param form: the form of the task whose pools these are.
     """
-    usable: dict[str, list[Any]] = {}
-    dropped = {}
-    for slot, pool in task.pools.items():
-        if pool.words is None:
-            usable[slot], dropped[slot] = vocabulary.word_ids, 0
+
+    pools: dict[str, list[Any]]
+    dropped: dict[str, int]
+    form: Task
+
+
+def usable_pools(task: Task, vocabulary: Vocabulary) -> Usable:
+    """The first form of a task that fits a tokenizer, and which of its fillers do.
+
+    :raises UsageError: in every form a pool is left with fewer than its `least` fillers.
+    """
+    too_few = []
+    for form in task.forms:
+        pools: dict[str, list[Any]] = {}
+        dropped = {}
+        for slot, pool in form.pools.items():
+            if pool.words is None:
+                pools[slot], dropped[slot] = vocabulary.word_ids, 0
+            else:
+                pools[slot] = [filler for filler in pool.words if pool.fits(vocabulary, filler)]
+                dropped[slot] = len(pool.words) - len(pools[slot])
+            if len(pools[slot]) < pool.least:
+                too_few.append(
+                    f"only {len(pools[slot])} of its {slot} fillers are {pool.must} in this tokenizer, and it needs "
+                    f"{pool.least}"
+                )
+                break
         else:
-            usable[slot] = [filler for filler in pool.words if pool.fits(vocabulary, filler)]
-            dropped[slot] = len(pool.words) - len(usable[slot])
-        if len(usable[slot]) < pool.least:
-            raise UsageError(
-                f"task {task.name!r}: only {len(usable[slot])} of its {slot} fillers are single tokens in this "
-                f"tokenizer, and it needs {pool.least}. Leave the task out."
-            )
-    return usable, dropped
+            return Usable(pools, dropped, form)
+    raise UsageError(f"task {task.name!r}: {'; in its other form '.join(too_few)}. Leave the task out.")
 
 
 def split_pools(task: Task, pools: Mapping[str, list[Any]], split: int) -> dict[str, list[Any]]:
@@ -148,20 +175,21 @@ def split_pools(task: Task, pools: Mapping[str, list[Any]], split: int) -> dict[
 
 
 def generate(task: Task, vocabulary: Vocabulary, n: int, split: int, seed: int = 0) -> Prompts:
-    """`n` different prompts of one split, the same for a seed on every machine.
+    """`n` different prompts of one split, the same for a seed on every machine; of the form that the tokenizer fits.
 
     Drawn from numpy's `RandomState`, whose stream is frozen for good; more prompts of the same seed begin with the
     same ones.
 
     :raises UsageError: a pool is too small, or the pools do not hold `n` different prompts.
     """
-    pools = split_pools(task, usable_pools(task, vocabulary)[0], split)
+    usable = usable_pools(task, vocabulary)
+    pools = split_pools(usable.form, usable.pools, split)
     rng = RandomState([seed, zlib.crc32(task.name.encode()), split])
     examples: dict[Hashable, Example] = {}
     for _ in range(20 * n + 100):
         if len(examples) == n:
             break
-        example = task.draw(rng, pools)
+        example = usable.form.draw(rng, pools)
         examples.setdefault(example.context if isinstance(example.context, str) else tuple(example.context), example)
     else:
         raise UsageError(f"task {task.name!r}: its pools hold only {len(examples)} different prompts, not {n}")

@@ -104,7 +104,8 @@ def text_spans(vocabulary: Vocabulary, text: str, n: int, split: int, seed: int 
 
     :raises UsageError: the text is too short.
     """
-    ids = [token for token in vocabulary.tokenizer.encode(text, add_special_tokens=False) if token != vocabulary.bos]
+    bos = vocabulary.tokenizer.bos_token_id
+    ids = [token for token in vocabulary.tokenizer.encode(text, add_special_tokens=False) if token != bos]
     border = len(ids) * 3 // 4
     part = ids[:border] if split == TRAIN else ids[border:]
     places = len(part) // span

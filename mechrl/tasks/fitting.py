@@ -192,8 +192,15 @@ def _unlike_labels(vocabulary: Vocabulary, example: Example, labels: Sequence[st
 
 def _pieces(vocabulary: Vocabulary, context: str, row: list[int], word: str, longer: list[int]) -> str:
     """How an answer splits into the tokens of `longer`, and what to do."""
+    number = word.strip()
     start = next((i for i, (a, b) in enumerate(zip(row, longer, strict=False)) if a != b), min(len(row), len(longer)))
-    pieces = " ".join(repr(vocabulary.tokenizer.decode([token])) for token in longer[start:])
+    parts = [text_of(vocabulary, longer[:i], longer[i]) for i in range(start, len(longer))]
+    pieces = " ".join(map(repr, parts))
+    if number.isdecimal() and parts[-len(number) :] == list(number) and start == len(row):
+        return (
+            f"{pieces}. The tokenizer writes numbers digit by digit: ask for one digit, after a prompt that goes right "
+            "up to it, space included"
+        )
     spaced = f" {word}"
     sensible = not word[0].isspace() and not context[-1].isspace() and context[-1] not in "'’"
     if sensible and vocabulary.encode(context + spaced)[:-1] == row:

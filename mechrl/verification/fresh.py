@@ -8,7 +8,7 @@ from mechrl.cache.format import FROM_FILE
 from mechrl.cache.reader import Cache
 from mechrl.errors import FileError, UsageError
 from mechrl.models import Model
-from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, TaskFile, generate
+from mechrl.tasks import EVALUATION, TASKS, TRAIN, Prompts, TaskFile, generate, usable_pools
 from mechrl.tasks.base import tokenize
 from mechrl.tasks.fitting import check_file
 from mechrl.verification.result import EVALUATION_PROMPTS
@@ -44,10 +44,11 @@ def fresh_prompts(model: Model, cache: Cache, task: str, n: int, seed: int = 0) 
     generator = attributes["generator"]
     if generator not in TASKS:
         raise UsageError(f"no generator {generator!r} for fresh prompts of task {task!r}")
-    if attributes["generator_version"] != TASKS[generator].version:
+    version = usable_pools(TASKS[generator], model.vocabulary).form.version
+    if attributes["generator_version"] != version:
         raise FileError(
             f"the prompts of {task!r} are of version {attributes['generator_version']} of their generator, "
-            f"and this mechrl has version {TASKS[generator].version}: build the cache again"
+            f"and for this model's tokenizer mechrl has version {version}: build the cache again"
         )
     seed = (FRESH_SEED + cache.attributes["seed"] + seed) % 2**32
     # Training prompts are of the other half of the pools, unless a pool is not split.

@@ -58,7 +58,7 @@ def test_all_prompts_differ_and_have_answers_unlike_wrongs(task, vocabulary):
 
 
 def test_slot_fillers_do_not_cross_the_split(task, vocabulary):
-    pools = usable_pools(task, vocabulary)[0]
+    pools = usable_pools(task, vocabulary).pools
     train, evaluation = split_pools(task, pools, TRAIN), split_pools(task, pools, EVALUATION)
     halved = [slot for slot in pools if not task.pools[slot].shared]
     assert halved
@@ -190,7 +190,7 @@ def test_ten_tasks_in_five_families_say_what_they_are():
 def test_gpt2_prompts_have_single_token_names_and_read_as_intended(gpt2_tokenizer):
     vocabulary = Vocabulary(gpt2_tokenizer)
     for name, task in TASKS.items():
-        dropped = sum(usable_pools(task, vocabulary)[1].values())
+        dropped = sum(usable_pools(task, vocabulary).dropped.values())
         assert dropped == 0 or name == "greater_than", f"{name} loses fillers"  # " 1700" and its like are one token
         prompts = generate(task, vocabulary, 100, EVALUATION)
         for row in rows(prompts):
@@ -206,9 +206,9 @@ def test_gpt2_prompts_have_single_token_names_and_read_as_intended(gpt2_tokenize
 
 def test_fillers_of_several_tokens_are_dropped_with_a_count(vocabulary):
     task = Task("t", "", "", {"word": Pool(("dog", "cat", "xylophonist", "horse"), least=3)}, lambda rng, pools: None)
-    usable, dropped = usable_pools(task, vocabulary)
-    assert usable["word"] == ["dog", "cat", "horse"]
-    assert dropped == {"word": 1}
+    usable = usable_pools(task, vocabulary)
+    assert usable.pools["word"] == ["dog", "cat", "horse"]
+    assert usable.dropped == {"word": 1}
 
 
 def test_a_pool_too_small_is_an_error(vocabulary):
