@@ -27,10 +27,17 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own for each test, so that none finds what another kept there."""
+def own_home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A home of its own for each test, so that none finds what another kept there.
+
+    Builds in this process find no control there either, for tests compare one build with another.
+    """
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MECHRL_HOME", str(home))
+    if request.node.path.name != "test_kept.py":
+        monkeypatch.setattr("mechrl.building.build.find_control", lambda key: None)
     return home
 
 

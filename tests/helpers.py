@@ -30,6 +30,7 @@ from mechrl.building.settings import BuildSettings
 from mechrl.cache.format import Content
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import write_content
+from mechrl.home import home
 from mechrl.models import MINI
 from mechrl.search.bench.run import run_benchmark
 from mechrl.search.ppo.checkpoint import Checkpoint
@@ -39,6 +40,7 @@ SIZES = {
     "hidden_size": 32, "intermediate_size": 64,
 }  # fmt: skip
 GROUPED = {**SIZES, "num_key_value_heads": 2}
+USERS_HOME = home()  # conftest.py gives tests another
 SMALL = BuildSettings(batches=4, batch_size=8, control_batches=4)  # of the session's cache of `mini`
 WINDOW = 8  # shorter than the shortest prompt
 # Small models of the six families, by name; `randomize` gives them weights that matter.

@@ -16,7 +16,7 @@ from mechrl.ablation import NOTHING, Ablation, Replacement
 from mechrl.ablation.roles import measure_roles
 from mechrl.building.check import file_notes
 from mechrl.building.cost import Estimate, Work, columns, estimate
-from mechrl.building.kept import ControlSweep, control_key, find_control, keep_control
+from mechrl.building.kept import ControlSweep, control_key, find_control, keep_control, table_with_control
 from mechrl.building.material import Material, prepare
 from mechrl.building.merge import Part, Piece, join_parts, merge
 from mechrl.building.settings import BuildSettings
@@ -83,6 +83,8 @@ def build(
         failed three times.
     :raises FileError: `<out>.build/` belongs to a build with other settings, or a worker has another model or mechrl.
     """
+    if base is None and (base := table_with_control(model, settings)) is not None:
+        say(f"control, text and sweep, is that of the table {base.path.stem}")
     material = prepare(model, settings, control_text, base)
     pieces = plan(settings, material, shard)
     identity = {

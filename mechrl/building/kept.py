@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 
 import mechrl
+from mechrl.ablation import Ablation
 from mechrl.building.merge import Piece
 from mechrl.building.settings import BuildSettings
 from mechrl.building.workers.worker import Swept
 from mechrl.cache.format import Content
+from mechrl.cache.reader import Cache
 from mechrl.cache.storage import read_content, write_content
 from mechrl.errors import MechrlError
 from mechrl.home import home, kept_files
 from mechrl.models import Model
 from mechrl.progress import warn
+from mechrl.tables import table_names
 
 MOST_BYTES = 2**30  # of all that is kept; what was written first goes first
 MEASURED = ("clean", "ablated", "attribution", "attribution_integrated", "sets/pairs")  # of what control is made
@@ -97,6 +100,29 @@ def find_control(key: dict[str, Any]) -> ControlSweep | None:
     except (MechrlError, KeyError, TypeError, ValueError, RecursionError) as error:
         warn(f"the control sweep in {path} is not used: {error}")
         return None
+
+
+def table_with_control(model: Model, settings: BuildSettings) -> Cache | None:
+    """The table of this model that comes with mechrl, if a build with these settings would have its control.
+
+    A text that the model writes may differ in a word on another machine, so its spans are taken from there, too.
+    """
+    name = model.name + ("" if settings.ablation == Ablation.ZERO.value else f".{settings.ablation}")
+    if name not in table_names():
+        return None
+    table = Cache.load(name)
+    a = table.attributes
+    wanted = {
+        "model_sha256": model.sha256,
+        "tokenizer_sha256": model.tokenizer_sha256,
+        "weight_processing": model.weight_processing,
+        "prepend_bos": model.vocabulary.bos is not None,
+        **{key: getattr(settings, key) for key in ("control_source", "seed", "batch_size", "dtype", "tf32")},
+        **({"sets": settings.sets} if settings.sets else {}),
+    }
+    spans = settings.control_batches * settings.batch_size
+    same = all(a.get(key) == value for key, value in wanted.items())
+    return table if same and len(table.content.arrays["/control/tokens"]) == spans else None
 
 
 def keep_control(key: dict[str, Any], content: Content) -> None:

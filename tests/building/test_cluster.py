@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 
 from mechrl.ablation.replacement import NOTHING
-from mechrl.building import cluster
 from mechrl.building.build import build
 from mechrl.building.merge import Piece
 from mechrl.building.settings import BuildSettings
+from mechrl.building.workers import cluster
 from mechrl.building.workers.cluster import connect, sweep_shard
 from mechrl.building.workers.worker import Recipe, Shard
 from mechrl.cache.reader import Cache

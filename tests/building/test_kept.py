@@ -11,6 +11,7 @@ from helpers import SMALL
 from mechrl.building import kept
 from mechrl.building.add import add_tasks
 from mechrl.building.build import build
+from mechrl.building.settings import BuildSettings
 from mechrl.building.workers.worker import Worker
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as cache_command
@@ -132,11 +133,23 @@ def test_what_cannot_be_added_leaves_the_cache_as_it_was(mini, tmp_path, call, m
     assert path.read_bytes() == before
 
 
+def test_a_build_like_a_table_takes_its_control(mini, tmp_path, swept, capsys):
+    table = Cache.load("mini")
+    sizes = {name: len(table.content.arrays[f"{name}/split"]) // 16 for name in ("/control", "/tasks/ioi")}
+    settings = BuildSettings(("ioi",), sizes["/tasks/ioi"], 16, sizes["/control"])
+    path = build(mini, settings, tmp_path / "mini.h5")
+    assert set(swept) == {"_task"}
+    assert "control, text and sweep, is that of the table mini" in capsys.readouterr().err
+    assert_same(arrays(table, "/control"), arrays(Cache.open(path), "/control"))
+    for name, array in arrays(table, "/tasks/ioi").items():
+        np.testing.assert_allclose(arrays(Cache.open(path))[name], array, atol=1e-4, err_msg=name)
+
+
 def test_an_imported_cache_takes_no_tasks(tmp_path, mini):
     from mechrl.cache.imported import import_table
 
-    table = tmp_path / "table.npy"
-    np.save(table, np.random.RandomState(0).rand(4, 6))
+    table = tmp_path / "table.csv"
+    np.savetxt(table, np.random.RandomState(0).rand(4, 6), delimiter=",", header="0.0,0.1,0.2,1.0,1.1,1.2", comments="")
     with pytest.raises(MachineError):
         add_tasks(Cache.open(import_table(table, "ioi", 2, 3, tmp_path / "x.h5", "m")), "mini", ["docstring"])
 
@@ -208,7 +221,7 @@ def test_without_bos_the_cache_says_so_and_the_model_is_read_so(tmp_path, mini, 
     assert cache.attributes["prepend_bos"] is False
     assert cache.attributes["control_source"] == "model"
     bos = load_model("mini", device="cpu").vocabulary.bos
-    assert not (cache.prompts("ioi").tokens == bos).any()
+    assert not (cache.prompts("ioi").tokens[:, 0] == bos).any()
     assert not (cache.content.arrays["/control/tokens"] == bos).any()
     add_tasks(cache, str(MINI), ["docstring"], batches=3)
     assert Cache.open(path).tasks == ["ioi", "docstring"]

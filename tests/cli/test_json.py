@@ -15,6 +15,8 @@ TOOLS = Path(__file__).parents[2] / "tools"
 BUILD = "cache build --device cpu --tasks ioi --batches 3 --batch-size 1 --out x.h5"
 CHEAP = [
     "cache tasks",
+    "cache tables",
+    "cache kept",
     "cache info CACHE",
     "cache top CACHE --task ioi",
     "cache attribution CACHE",
@@ -29,6 +31,7 @@ SLOW = [
     f"{BUILD} --workers 1",
     f"{BUILD} --sets pairs; cache pairs x.h5",
     f"{BUILD} --shard 1/2; {BUILD.replace('x.h5', 'y.h5')} --shard 2/2; cache merge z.h5 x.h5 y.h5",
+    f"{BUILD}; cache add x.h5 --tasks successor --device cpu",
     "cache check own.jsonl --device cpu",
     "cache roles --device cpu",
     "cache attention --head 4.4 --task ioi --device cpu",
@@ -45,6 +48,7 @@ FORMATS = {
     f"{BUILD} --shard": None,
     f"{BUILD} --dry-run": None,
     "cache build": "mechrl-information",
+    "cache add": "mechrl-information",
     "cache check": "mechrl-check",
     "cache attention": "mechrl-attention",
     "verify": "mechrl-verification",

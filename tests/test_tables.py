@@ -1,0 +1,71 @@
+"""The tables that come with mechrl: opened by a bare name, sound, and what their page says they are."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+
+from mechrl.cache.reader import Cache
+from mechrl.cli.cache import cache as cache_command
+from mechrl.cli.train import train
+from mechrl.errors import UsageError
+from mechrl.models import MINI, load_model
+from mechrl.tables import FOLDER, cache_file, table_names
+
+PAGE = FOLDER / "TABLES.md"
+
+
+def test_a_bare_name_is_a_table_and_a_path_is_a_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cache_file("mini") == FOLDER / "mini.h5"
+    assert capsys.readouterr().err == ""
+    (tmp_path / "mini").mkdir()
+    assert cache_file("mini") == FOLDER / "mini.h5"
+    assert capsys.readouterr().err.startswith("mini is the table that comes with mechrl, and not what lies here")
+    for path in ("mini.h5", "./mini", "cache/mini", "~/mini", "results.v2"):
+        assert str(cache_file(path)) == path.removeprefix("./")
+    with pytest.raises(UsageError, match=r"there is no table 'minni'\. Did you mean 'mini'\? Known: .*mini"):
+        cache_file("minni")
+
+
+def test_a_table_is_opened_by_every_command_that_takes_a_cache(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    assert "ioi" in call(cache_command, "info", "mini")[1]
+    assert call(cache_command, "top", "mini", "-n", "1")[0] == 0
+    assert call(cache_command, "info", "minni")[0] == 2
+    assert call(train, "--from-cache", "mini", "--steps", "800")[0] == 0
+    assert (tmp_path / "checkpoint.zip").is_file()
+    assert Cache.load("mini").sha256 == Cache.open(FOLDER / "mini.h5").sha256
+
+
+def test_the_page_names_every_table_with_its_hash():
+    listed = dict(re.findall(r"`([a-z0-9.-]+)`.*?`([0-9a-f]{64})`", PAGE.read_text()))
+    assert listed == {name: hashlib.sha256((FOLDER / f"{name}.h5").read_bytes()).hexdigest() for name in table_names()}
+    assert "mini" in listed
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.h5")) < 25e6
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_a_table_holds_what_a_search_needs(name):
+    cache = Cache.load(name)
+    for task in cache.tasks:
+        assert len(cache.prompts(task)) >= 96
+        assert cache.task_attributes(task)["does_task"]
+        assert np.isfinite(cache.scores(task)).all()
+    assert cache.attributes["dtype"] == "float32"
+
+
+def test_tables_are_listed(call):
+    listed = json.loads(call(cache_command, "tables", "--json")[1])
+    assert sorted(listed) == table_names()
+    assert listed["mini"]["heads"] == 48
+    code, out, _ = call(cache_command, "tables")
+    assert code == 0
+    assert "6 × 8" in out
+
+
+def test_the_table_of_mini_is_of_the_mini_that_comes_with_it():
+    cache = Cache.load("mini")
+    assert cache.attributes["model_sha256"] == load_model(str(MINI), device="cpu").sha256
