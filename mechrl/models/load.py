@@ -134,8 +134,11 @@ def check_length(model: Model, positions: int) -> None:
 
 def cast(model: Model, dtype: str) -> None:
     """Brings a loaded model to `float32`, `bfloat16` or `float16`, in place; it was folded in float32."""
+    wanted: torch.dtype = getattr(torch, dtype)
+    if all(parameter.dtype == wanted for parameter in model.bridge.parameters()):
+        return  # moving it to where it is takes the bridge a second
     with contextlib.redirect_stdout(io.StringIO()):  # the bridge announces it on stdout
-        model.bridge.to(getattr(torch, dtype))
+        model.bridge.to(wanted)
     model.regimes.forget()
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from helpers import SMALL
 
 from mechrl.building import kept
 from mechrl.building.add import add_tasks
@@ -22,7 +21,7 @@ from mechrl.tasks.control import read_control
 from mechrl.tasks.sampled import sampled_spans
 from mechrl.vocabulary import Vocabulary
 
-ONE = replace(SMALL, tasks=("ioi",))
+ONE = BuildSettings(tasks=("ioi",), batches=3, batch_size=1, control_batches=3)
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def test_a_second_build_takes_control_from_the_first(mini, tmp_path, own_home, s
     assert len(list((own_home / "control").iterdir())) == 1
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"ablation": "mean_control"}, {"control_batches": 3}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"ablation": "mean_control"}, {"control_batches": 4}])
 def test_another_control_is_swept(mini, tmp_path, swept, change):
     build(mini, ONE, tmp_path / "first.h5")
     del swept[:]
@@ -103,7 +102,7 @@ def test_what_is_kept_is_bounded(mini, tmp_path, own_home, monkeypatch):
 
 
 def test_added_tasks_are_those_of_one_build(mini, tmp_path, swept, call):
-    whole = Cache.open(build(mini, replace(SMALL, tasks=("ioi", "docstring")), tmp_path / "whole.h5"))
+    whole = Cache.open(build(mini, replace(ONE, tasks=("ioi", "docstring")), tmp_path / "whole.h5"))
     path = build(mini, ONE, tmp_path / "grown.h5")
     del swept[:]
     code, out, _ = call(cache_command, "add", path, "--tasks", "docstring", "--device", "cpu")
