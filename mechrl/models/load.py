@@ -18,7 +18,7 @@ from mechrl.models.files.folder import find_folder
 from mechrl.models.files.gguf import quantisation
 from mechrl.models.files.inspection import check_kind, check_memory, check_weights, weight_files
 from mechrl.models.model import Model
-from mechrl.models.probe import check_resumable, check_sweepable, constant_parts, head_outputs, probe
+from mechrl.models.probe import RESUMED_TOKENS, check_resumable, check_sweepable, constant_parts, head_outputs, probe
 from mechrl.models.quiet import quiet, silent
 from mechrl.models.regimes import Regimes
 from mechrl.models.tokenizer import load_tokenizer, tokenizer_sha256
@@ -95,7 +95,7 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "", 
             unfolded = head_outputs(bridge.eval())
             _fold(bridge)
             check_sweepable(name, bridge, tokens, logits)
-            check_resumable(name, bridge, tokens, logits)
+            check_resumable(name, bridge, tokens[:, :RESUMED_TOKENS], logits[:, :RESUMED_TOKENS])
             constants = constant_parts(unfolded, head_outputs(bridge))
     _speed_up(bridge)
     bridge.eval().requires_grad_(False)

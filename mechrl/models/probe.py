@@ -12,6 +12,7 @@ from mechrl.models.regimes import probe_tokens
 from mechrl.models.running import resumed, run, unembed
 
 PROBE_TOKENS = 64
+RESUMED_TOKENS = 16  # enough to see that a later layer goes on from what it is given
 # Of the largest number: far above what rounding in float32 does, far below what a missing term does.
 PROBE_ERROR = 1e-3
 LOOKS_AHEAD = 1e-4
