@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 
 from mechrl.cache.reader import Cache
 from mechrl.cli import app
-from mechrl.errors import FileError
 from mechrl.display import print_table
+from mechrl.errors import FileError
 
 TOP = 10
 
