@@ -13,10 +13,8 @@ from mechrl.cache.storage import check_writable, write_content
 from mechrl.errors import FileError, UsageError
 from mechrl.models import Model, load_model
 from mechrl.progress import progress as shown_progress
+from mechrl.tables import FOLDER
 from mechrl.tasks import TaskFile
-
-# What a model and its tokenizer must have in common with the cache they add to.
-SAME = ("model_sha256", "tokenizer_sha256", "weight_processing", "prepend_bos")
 
 
 def add_tasks(
@@ -36,11 +34,15 @@ def add_tasks(
     :param tasks: names of built-in tasks; `files` are tasks of your own.
     :param out: where to; by default in place of the cache.
     :param batches: of each built-in task; by default as many as the cache's first task has.
-    :raises UsageError: there is nothing to add, or the cache has the task already; and as `build` does.
+    :raises UsageError: the cache has the task already, or is a table and no `out` is given; and as `build` does.
     :raises FileError: the cache was built from another model, or with another tokenizer.
     :raises MachineError: the cache is imported; and as `build` does.
     """
     cache.check_replayable()
+    if out is None and cache.path.parent == FOLDER:
+        raise UsageError(
+            f"{cache.path.stem} is a table that comes with mechrl and does not change: write to another file"
+        )
     a, out = cache.attributes, cache.path if out is None else out
     if again := sorted({*tasks, *(file.name for file in files)} & set(cache.tasks)):
         raise UsageError(f"{cache.path} has {', '.join(again)} already")
@@ -77,11 +79,11 @@ def check_same(cache: Cache, model: Model) -> None:
         "weight_processing": model.weight_processing,
         "prepend_bos": model.vocabulary.bos is not None,
     }
-    for name in SAME:
-        if cache.attributes[name] != found[name]:
+    for name, value in found.items():
+        if cache.attributes[name] != value:
             raise FileError(
                 f"{cache.path} was built from {cache.attributes['model']!r}, and {model.name!r} is not that model: "
-                f"{name} is {cache.attributes[name]!r} in the cache, and {found[name]!r} of the model"
+                f"{name} is {cache.attributes[name]!r} in the cache, and {value!r} of the model"
             )
 
 

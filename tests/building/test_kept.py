@@ -124,6 +124,8 @@ def test_what_cannot_be_added_leaves_the_cache_as_it_was(mini, tmp_path, call, m
     cache = Cache.open(path)
     with pytest.raises(UsageError, match="has ioi already"):
         add_tasks(cache, "mini", ["ioi"])
+    with pytest.raises(UsageError, match="mini is a table that comes with mechrl and does not change"):
+        add_tasks(Cache.load("mini"), "mini", ["copy_suppression"])
     other = replace(mini, sha256="0" * 64)
     monkeypatch.setattr("mechrl.building.add.load_model", lambda *_, **__: other)
     with pytest.raises(FileError, match="'mini' is not that model: model_sha256"):
