@@ -131,20 +131,29 @@ def bench(model: Model, kind: str, batch_size: int, rounds: int) -> dict:
 
 
 @click.command(help=__doc__.splitlines()[0])
-@click.option("--model", "which", type=click.Choice(["both", "mini", "gpt2"]), default="both", show_default=True)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("gpt2-random", "mini"),
+    show_default=True,
+    help="Any that the commands take, or gpt2-random: GPT-2 small's sizes.",
+)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--tf32", is_flag=True)
 @click.option("--batch-size", default=32, show_default=True, help="Prompts, or control spans.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @app.as_json
-def main(which: str, device: str, dtype: str, tf32: bool, batch_size: int, rounds: int, as_json: bool) -> None:
+def main(
+    models: tuple[str, ...], device: str, dtype: str, tf32: bool, batch_size: int, rounds: int, as_json: bool
+) -> None:
     device = pick_device(device)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("gpt2", "mini") if which == "both" else (which,):
-            model = load_model("mini" if name == "mini" else str(random_gpt2(Path(folder))), device=device)
+        for name in models:
+            model = load_model(str(random_gpt2(Path(folder))) if name == "gpt2-random" else name, device=device)
             cast(model, dtype)
             results[name] = [bench(model, kind, batch_size, rounds) for kind in ("task", "control")]
             del model
@@ -155,7 +164,7 @@ def main(which: str, device: str, dtype: str, tf32: bool, batch_size: int, round
     for name, rows in results.items():
         for r in rows:
             click.echo(
-                f"{name:5} {r['kind']:8} {r['head_ablations_per_s']:8.0f} head-ablations/s, "
+                f"{name:11} {r['kind']:8} {r['head_ablations_per_s']:8.0f} head-ablations/s, "
                 f"{r['times_hook_loop']:.2f} × the hook loop, {r['fraction_of_floor']:.0%} of the floor "
                 f"({r['floor_s']:.2f} of {r['sweep_s']:.2f} s at {r['gflop_per_s_of_products']:.0f} GFLOP/s), "
                 f"pairs at {r['pairs_times_singles']:.2f} × their speed, "

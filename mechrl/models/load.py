@@ -7,6 +7,7 @@ import io
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,16 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "", 
                 rows = _vocabulary_rows(hf)
                 _check_bos(name, tokenizer, rows)
                 tokens, logits = probe(name, hf)
-                sha256 = _weights_sha256(hf)
+                config, weights = _fingerprinted(hf)
         if time.monotonic() - start > SLOW:
             say(f"loading {name}: folding its weights, and comparing it with transformers")
         library = f"TransformerLens {version('transformer-lens')}"
-        with silent(), refused(f"{name!r} cannot be swept: {library} cannot take apart models of type {kind}"):
+        with (
+            ThreadPoolExecutor(1) as beside,
+            silent(),
+            refused(f"{name!r} cannot be swept: {library} cannot take apart models of type {kind}"),
+        ):
+            fingerprint = beside.submit(_sha256, config, weights)
             TransformerBridge = _bridge_class()
             bridge = TransformerBridge.boot_transformers(
                 str(folder),
@@ -93,6 +99,7 @@ def load_model(name: str = "mini", *, device: str = "auto", revision: str = "", 
                 trust_remote_code=False,
             )
             unfolded = head_outputs(bridge.eval())
+            sha256 = fingerprint.result()  # before folding changes the weights
             _fold(bridge)
             check_sweepable(name, bridge, tokens, logits)
             check_resumable(name, bridge, tokens[:, :RESUMED_TOKENS], logits[:, :RESUMED_TOKENS])
@@ -266,11 +273,16 @@ def _speed_up(bridge: Any) -> None:
                 setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
-def _weights_sha256(model: Any) -> str:
-    """The hash of all parameters by name, as float32, and of the config that says how they are used."""
+def _fingerprinted(model: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What the fingerprint is taken of: the config's entries that say how the parameters are used, and those."""
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in NOT_FINGERPRINTED}
+    return config, dict(model.state_dict())
+
+
+def _sha256(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> str:
+    """The hash of the config and of all parameters by name, as float32."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for key, tensor in sorted(model.state_dict().items()):
+    for key, tensor in sorted(weights.items()):
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
