@@ -10,7 +10,7 @@ from mechrl.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from mechrl.ablation import Ablation
-    from mechrl.ablation.attention import Attention
+    from mechrl.ablation.intact.attention import Attention
     from mechrl.search.bench.result import Benchmark
     from mechrl.search.ppo.checkpoint import Checkpoint
     from mechrl.verification.result import Verification
@@ -310,7 +310,7 @@ def attention(
         model whose patterns cannot be read, or another ending of `out`.
     :raises MachineError: `out` cannot be written, or the model cannot be run.
     """
-    from mechrl.ablation.attention import find_task, measure_attention, parse_heads
+    from mechrl.ablation.intact.attention import find_task, measure_attention, parse_heads
     from mechrl.cache.storage import check_writable, write_whole
     from mechrl.models import load_model
     from mechrl.reporting.page import write_page

@@ -6,9 +6,9 @@ from enum import Enum
 import numpy as np
 
 MEASURES = ("logit_diff", "logprob", "kl", "top1", "prob_diff")  # each is defined in `ablation.measures.measure`
-# What an intact head looks like on a prompt; each is defined in `ablation.roles.head_features`.
+# What an intact head looks like on a prompt; each is defined in `ablation.intact.roles.head_features`.
 FEATURES = ("attention_entropy", "previous_token", "bos_attention", "output_norm")
-# What interpreters look for first in a head; each is defined in `ablation.roles.measure_roles`.
+# What interpreters look for first in a head; each is defined in `ablation.intact.roles.measure_roles`.
 ROLES = ("previous_token", "duplicate_token", "induction", "bos_attention", "copying")
 
 

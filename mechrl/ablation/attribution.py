@@ -107,7 +107,7 @@ def attribute_run(forward: Forward, clean: CleanRun, slope: Slope) -> dict[str, 
     final, outputs = clean.graph
     with torch.inference_mode(False), torch.enable_grad():
         gradients = torch.autograd.grad(final, outputs, slope(final.detach().requires_grad_()))
-    forward.on_run(clean, None, 1)
+    forward.on_run(clean, 1, None)
     taken = [layer.z if layer.other is None else layer.z - layer.other for layer in clean.layers]
     one_step = _times(gradients, taken)
     steps = [_times(*_gradients(forward, clean, slope, (k + 0.5) / STEPS)) for k in range(STEPS)]
@@ -137,7 +137,7 @@ def _gradients(
     with torch.inference_mode(False), torch.enable_grad():
         final = forward.run(hooks, clean.read, clean.tokens)
         gradients = torch.autograd.grad(final, gated, slope(final.detach().requires_grad_()))
-    forward.on_run(clean, None, 2)
+    forward.on_run(clean, 2, None)
     return gradients, taken
 
 

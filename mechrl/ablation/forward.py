@@ -7,7 +7,7 @@ attention is not run again, only projected without them. Rows go through in grou
 large as the memory of the device allows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ import torch
 from mechrl.ablation import NOTHING, Replacement
 from mechrl.errors import MachineError, is_out_of_memory
 from mechrl.models import Model
-from mechrl.models.running import resumed, run, unembed
+from mechrl.models.running import run, unembed
 from mechrl.tasks import Prompts
 
 # The widest tensor of a pass on a CPU: about what its caches hold, and what malloc still recycles instead of asking the
@@ -27,9 +27,9 @@ GPU_TOKENS = 2**17  # more at once fills no GPU any better
 
 Hooks = Sequence[tuple[str, Callable[..., Any]]]
 T = TypeVar("T")
-# Told of what has been run on the rows of a clean run: the model from the heads of a layer on, so many times; or all of
-# it, where the layer is None. A backward pass counts as a run.
-OnRun = Callable[["CleanRun", int | None, int], None]
+# Told of what has been run on the rows of a clean run, how often, and in which layers: from the heads of the first to
+# those of the one where the range stops; None for the whole model. A backward pass counts as a run.
+OnRun = Callable[["CleanRun", int, range | None], None]
 
 
 class Layer(NamedTuple):
@@ -78,7 +78,7 @@ class Forward:
     :param on_run: called after each pass, and by attribution after each of its runs.
     """
 
-    def __init__(self, model: Model, pass_tokens: int | None = None, on_run: OnRun = lambda clean, layer, times: None):
+    def __init__(self, model: Model, pass_tokens: int | None = None, on_run: OnRun = lambda clean, times, layers: None):
         self.model = model
         self.pass_tokens = pass_tokens or fitting_tokens(model)
         self.on_run = on_run
@@ -154,59 +154,6 @@ class Forward:
         Of rows that may share a batch; see `in_groups`.
         """
         return [layer.z for layer in self.clean_spans(tokens).layers]
-
-    @torch.inference_mode()
-    def ablated(self, clean: CleanRun, sets: np.ndarray) -> torch.Tensor:
-        """The residual stream that leaves the last block, with the heads of each set ablated together.
-
-        :param sets: bool [set, site], whose first heads are all of one layer.
-        :returns: [set × row, position, width]; of a run that is read at one position, [set × row, 1, width].
-        """
-        first, read = int(self._first_layers(sets[:1])[0]), clean.read
-        in_layer = torch.from_numpy(sets).to(self.model.device).view(len(sets), self.model.n_layers, -1).unbind(1)
-
-        def put_in(z: torch.Tensor, layer: int) -> torch.Tensor:
-            """z [set or 1, row, position, head, head width] without the heads of each set, [set × row, …]."""
-            other, gone = clean.layers[layer].other, in_layer[layer][:, None, None, :, None]
-            return (z.masked_fill(gone, 0) if other is None else torch.where(gone, other, z)).flatten(0, 1)
-
-        hooks = [
-            (f"blocks.{layer}.attn.hook_z", lambda z, hook, layer=layer: put_in(z.unflatten(0, (len(sets), -1)), layer))
-            for layer in range(first + 1, self.model.n_layers)
-            if in_layer[layer].any()
-        ]
-        residual, z, _ = clean.layers[first]
-        return resumed(
-            self.model.bridge,
-            first,
-            residual.repeat(len(sets), 1, 1),
-            put_in(z.expand(len(sets), *z.shape), first),
-            None if read is None else read.repeat(len(sets)),
-            hooks,
-        )
-
-    @torch.inference_mode()
-    def logits(self, clean: CleanRun, sets: np.ndarray) -> torch.Tensor:
-        """Logits where a task is read, with the heads of each set ablated together, float32 [set, row, vocabulary].
-
-        :param sets: bool [set, site], whose first heads are all of one layer.
-        """
-        return self.unembed(self.ablated(clean, sets)).view(len(sets), len(clean.tokens), -1)
-
-    def passes(self, clean: CleanRun, sets: np.ndarray) -> Iterator[np.ndarray]:
-        """The sets that go through the model at once, int [set] each: all begin at one layer."""
-        layers = self._first_layers(sets)
-        for layer in np.unique(layers):
-            group = np.flatnonzero(layers == layer)
-            n_passes = min(len(group), -(-len(group) * clean.tokens.numel() // self.pass_tokens))
-            step = -(-len(group) // n_passes)
-            for chosen in np.split(group, range(step, len(group), step)):
-                yield chosen
-                self.on_run(clean, int(layer), len(chosen))
-
-    def _first_layers(self, sets: np.ndarray) -> np.ndarray:
-        """The layer of each set's first head, int [set]; 0 for an empty one."""
-        return np.asarray(sets.argmax(1) // self.model.n_heads)
 
     def in_groups(self, compute: Callable[[np.ndarray], T], length: np.ndarray, weight: int = 1) -> T:
         """`compute` of all rows, a group of them at a time; out of memory, once more with groups of half the size.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mechrl.ablation import NOTHING, Replacement
+from mechrl.ablation import NOTHING, Replacement, tree
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.measures import measure, next_token_loss
 from mechrl.errors import MachineError
@@ -140,7 +140,7 @@ def self_check(
         clean = forward.clean_prompts(prompts[rows], replacement[rows])
         logits = [forward.unembed(clean.final)]
         for sites in _sites(model):
-            logits += forward.logits(clean, forward.singles(sites))
+            logits += tree.logits(forward, clean, forward.singles(sites))
         return torch.stack(logits, 1)
 
     swept = forward.in_groups(together, prompts.length).transpose(0, 1)

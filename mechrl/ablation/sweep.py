@@ -12,6 +12,7 @@ import torch
 from mechrl.ablation import NOTHING, Replacement
 from mechrl.ablation.forward import CleanRun, Forward, finite
 from mechrl.ablation.measures import measure
+from mechrl.ablation.tree import Tree
 from mechrl.tasks import Prompts
 
 Measures = dict[str, np.ndarray]
@@ -102,8 +103,8 @@ def ablated_measures(
     ablated = [
         {name: torch.empty(len(clean.tokens), len(sets), device=logits.device) for name in names} for names in intact
     ]
-    for chosen in forward.passes(clean, sets):
-        changed = forward.logits(clean, sets[chosen])
+    for chosen, final in Tree(sets, forward.model.n_layers).ablated(forward, clean):
+        changed = forward.unembed(final).view(len(chosen), len(clean.tokens), -1)
         for columns, answers in zip(ablated, asked, strict=True):
             for name, values in measure(changed, clean_logprobs, *answers).items():
                 columns[name][:, chosen] = values.T
@@ -115,8 +116,8 @@ def ablated_loss(forward: Forward, clean: CleanRun, sets: np.ndarray) -> tuple[t
     """Mean next-token loss of a clean run's spans in nats: clean [span], ablated [span, set]."""
     bare = _ends_bare(forward)
     ablated = torch.empty(len(clean.tokens), len(sets), device=clean.tokens.device)
-    for chosen in forward.passes(clean, sets):
-        ablated[:, chosen] = _loss(forward, forward.ablated(clean, sets[chosen]), clean.tokens, bare).T
+    for chosen, final in Tree(sets, forward.model.n_layers).ablated(forward, clean):
+        ablated[:, chosen] = _loss(forward, final, clean.tokens, bare).T
     return _loss(forward, clean.final, clean.tokens, bare)[0], ablated
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import mechrl
 from mechrl.ablation import NOTHING, Ablation, Replacement
-from mechrl.ablation.roles import measure_roles
+from mechrl.ablation.intact.roles import measure_roles
 from mechrl.building.check import file_notes
 from mechrl.building.cost import Estimate, Work, columns, estimate
 from mechrl.building.kept import ControlSweep, control_key, find_control, keep_control, table_with_control

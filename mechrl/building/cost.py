@@ -10,9 +10,9 @@ import torch
 
 from mechrl.ablation import FEATURES, MEASURES, ROLES
 from mechrl.ablation.attribution import RUNS, memory_weight
-from mechrl.ablation.direct import adds_plainly
 from mechrl.ablation.forward import CleanRun, Forward, token_bytes
-from mechrl.ablation.roles import shows_patterns
+from mechrl.ablation.intact.direct import adds_plainly
+from mechrl.ablation.intact.roles import shows_patterns
 from mechrl.ablation.sweep import ablated_loss, ablated_measures
 from mechrl.building.material import Material
 from mechrl.building.merge import Part, Piece
@@ -83,6 +83,11 @@ class Shape:
         own = (prompts if task and not later else prompts * positions) * (2 * self.d_head * self.d_model + self._mlp)
         return own + self._blocks(later, prompts, positions, task) + self._logits(prompts, positions, task)
 
+    def between(self, layers: range, prompts: int, positions: int, task: bool = True) -> int:
+        """Operations from the heads of one layer on to those of a later one; with the last layer, to the logits."""
+        to_the_end = self.ablated(layers.start, prompts, positions, task)
+        return to_the_end - (self.ablated(layers.stop, prompts, positions, task) if layers.stop < self.n_layers else 0)
+
     def _blocks(self, n: int, prompts: int, positions: int, task: bool) -> int:
         """Of the last `n` blocks."""
         if n == 0:
@@ -133,9 +138,9 @@ class Work:
     ):
         self.shape, self.material, self.batch_size = Shape.of(model), material, settings.batch_size
         self.exact, self.pairs = settings.dtype == "float32", settings.sets == PAIRS
-        n_sites = model.n_layers * model.n_heads
-        later = self.pairs * np.arange(n_sites)[::-1]
-        self.sets = (1 + later).reshape(model.n_layers, -1).sum(1).tolist()  # that begin at each layer
+        heads = model.n_heads * np.arange(1, model.n_layers + 1)  # up to each layer
+        pairs = heads * (heads - 1) // 2 + heads * (heads < heads[-1])  # whole ones, and first heads of later ones
+        self.states = (heads + self.pairs * pairs).tolist()  # after each layer, as `Tree.states` counts them
         self.on_progress = on_progress
         self.done = self.total = 0
 
@@ -151,7 +156,7 @@ class Work:
             )
             size = rows.stop - rows.start, positions, task
             total += (1 + RUNS * self.exact) * self.shape.intact(*size)
-            total += sum(n * self.shape.ablated(layer, *size) for layer, n in enumerate(self.sets))
+            total += sum(n * self.shape.between(range(layer, layer + 1), *size) for layer, n in enumerate(self.states))
         return total
 
     @staticmethod
@@ -165,10 +170,10 @@ class Work:
         self.total = sum(work.values())
         self.done = sum(work[piece] for piece, part in finished.items() if part is not None)
 
-    def ran(self, clean: CleanRun, layer: int | None, times: int) -> None:
+    def ran(self, clean: CleanRun, times: int, layers: range | None) -> None:
         """Counts what has been run in this process; see `OnRun`."""
         size = *clean.tokens.shape, not clean.every_position
-        self.done += times * (self.shape.intact(*size) if layer is None else self.shape.ablated(layer, *size))
+        self.done += times * (self.shape.intact(*size) if layers is None else self.shape.between(layers, *size))
         self.on_progress(min(self.done, self.total), self.total)
 
     def over(self, swept: Iterator[Swept]) -> Iterator[Swept]:

@@ -201,7 +201,10 @@ class Cache:
         return self._array("/sets/pairs/sites"), self.clean(task)[:, None] - ablated
 
     def direct(self, task: str) -> np.ndarray | None:
-        """Direct effect of each head on the logit difference, [prompt, site]: `ablation.direct`; None if not there."""
+        """Each head's direct effect on the logit difference, [prompt, site]; None if not there.
+
+        See `ablation.intact.direct`.
+        """
         self.check_task(task)
         return self.content.arrays.get(f"/tasks/{task}/direct")
 
@@ -222,7 +225,7 @@ class Cache:
         """What each head of the intact model does on each prompt, [prompt, site] by name; those that are there.
 
         `attention_entropy` (nats), `previous_token` and `bos_attention` (shares of attention), `output_norm` (in the
-        residual stream's unit); see `ablation.roles.head_features`.
+        residual stream's unit); see `ablation.intact.roles.head_features`.
         """
         self.check_task(task)
         arrays = self.content.arrays
@@ -233,7 +236,7 @@ class Cache:
         """What each head does on random tokens or by its weights, [site] by name; those that are there.
 
         `previous_token`, `duplicate_token`, `induction`, `bos_attention` (shares of attention, 0 to 1), `copying` (-1
-        to 1); see `ablation.roles.measure_roles`. Old and imported caches have none.
+        to 1); see `ablation.intact.roles.measure_roles`. Old and imported caches have none.
         """
         arrays = self.content.arrays
         return {name: arrays[path] for name in ROLES if (path := f"/sites/{name}") in arrays}

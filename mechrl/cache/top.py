@@ -27,8 +27,8 @@ class TopHead:
     Of an imported cache there are the score, over all episodes, and its rank at control weight 1; the rest is None or
     empty.
 
-    :param direct: what the head itself writes for the answers against the wrongs, see `ablation.direct`; None where the
-        cache has none.
+    :param direct: what the head itself writes for the answers against the wrongs, see `ablation.intact.direct`; None
+        where the cache has none.
     :param indirect: damage minus `direct`: what goes through later layers. Negative: the model repairs itself.
     :param specificity: damage minus its mean over the other tasks of the cache; None where there are none.
     :param ranks: by score at the control weights 0, 0.5, 1 and 2, 1 being the best.

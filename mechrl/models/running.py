@@ -1,5 +1,6 @@
 """Running parts of a bridge: from a layer on, without some blocks, read at one position of each row."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -65,6 +66,36 @@ def resumed(
     attention = bridge.blocks[layer].attn
     with skipped(bridge.blocks[:layer]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
         return run(bridge, hooks, last, residual, start_at_layer=layer)
+
+
+class _Reached(Exception):
+    """A run has come to where it was to end."""
+
+
+def resumed_until(
+    bridge: Any, layer: int, residual: torch.Tensor, z: torch.Tensor, stop: int, hooks: list[tuple[str, Any]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What enters the later layer `stop`, and its heads' outputs there, of a run resumed as by `resumed`.
+
+    :returns: [row, position, width] and [row, position, head, head width].
+    """
+    seen: list[torch.Tensor] = []
+
+    def end(heads: torch.Tensor, hook: object) -> None:
+        seen.append(heads)
+        raise _Reached
+
+    attention = bridge.blocks[layer].attn
+    there = [(f"blocks.{stop}.hook_in", lambda entering, hook: seen.append(entering))]
+    hooks = [*hooks, *there, (f"blocks.{stop}.attn.hook_z", end)]
+    with (
+        skipped(bridge.blocks[:layer]),
+        replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)),
+        contextlib.suppress(_Reached),
+    ):
+        bridge.run_with_hooks(residual, start_at_layer=layer, fwd_hooks=hooks)
+    entering, heads = seen
+    return entering, heads
 
 
 def skipped(blocks: Any) -> AbstractContextManager[None]:

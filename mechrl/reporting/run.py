@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mechrl.ablation.attention import Attention
+from mechrl.ablation.intact.attention import Attention
 from mechrl.cache.format import UNKNOWN
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import file_sha256

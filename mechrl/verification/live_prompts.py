@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mechrl.ablation import Replacement
-from mechrl.ablation.direct import direct_effect
 from mechrl.ablation.forward import Forward
+from mechrl.ablation.intact.direct import direct_effect
 from mechrl.ablation.sweep import sweep_readings, sweep_task
 from mechrl.intervals import Estimate
 from mechrl.tasks import Prompts

@@ -37,7 +37,7 @@ class VerifiedHead(HeadTest):
 
     :param cached: its score on the evaluation prompts, in the cache; `live`: the same, measured again.
     :param difference: the largest one between a live and a cached number, over prompts and control spans.
-    :param direct: its direct effect on the fresh prompts, see `ablation.direct`; None where there is none.
+    :param direct: its direct effect on the fresh prompts, see `ablation.intact.direct`; None where there is none.
     :param elsewhere: its mean damage on the cache's other tasks; None where there are none.
     :param answer: whether it passes the test.
     :param placebo: the same test with the answers permuted among the prompts; None where that was not asked.

@@ -10,10 +10,10 @@ from helpers import ARCHITECTURES, randomize, save
 from transformers import AutoModelForCausalLM
 
 import mechrl
-from mechrl.ablation import attention
-from mechrl.ablation.attention import MOST_LENGTHS, Attention, find_task, measure_attention, most_attended
 from mechrl.ablation.forward import Forward
-from mechrl.ablation.roles import attention_patterns
+from mechrl.ablation.intact import attention
+from mechrl.ablation.intact.attention import MOST_LENGTHS, Attention, find_task, measure_attention, most_attended
+from mechrl.ablation.intact.roles import attention_patterns
 from mechrl.cli.cache import cache as command
 from mechrl.errors import FileError
 from mechrl.intervals import bootstrap_means, interval

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from mechrl.ablation import FEATURES, Ablation, attribution
 from mechrl.ablation.attribution import attribute_control, attribute_task
 from mechrl.ablation.forward import Forward
+from mechrl.ablation.intact.roles import head_features, shows_patterns
 from mechrl.ablation.measures import measure, next_token_loss
-from mechrl.ablation.roles import head_features, shows_patterns
 from mechrl.ablation.sweep import sweep_task
 from mechrl.cache.agreement import agreement
 from mechrl.cache.format import Content

@@ -8,8 +8,8 @@ from test_sweep import constant_of_head
 from transformers import AutoModelForCausalLM
 
 from mechrl.ablation import NOTHING, Ablation, Replacement, reference
-from mechrl.ablation.direct import direct_effect, unscaled
 from mechrl.ablation.forward import Forward
+from mechrl.ablation.intact.direct import direct_effect, unscaled
 from mechrl.ablation.replacement import LEAST, ReplacementMaker, mean_table, others
 from mechrl.ablation.sweep import sweep_control, sweep_task
 from mechrl.errors import UsageError

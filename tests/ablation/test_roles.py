@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from mechrl.ablation import ROLES, roles
 from mechrl.ablation.forward import Forward
-from mechrl.ablation.roles import BLOCK, measure_roles, repeated_tokens
+from mechrl.ablation.intact.roles import BLOCK, measure_roles, repeated_tokens
 from mechrl.building.build import build, merge_files
 from mechrl.building.settings import BuildSettings
 from mechrl.cache.format import Content

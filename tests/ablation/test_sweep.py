@@ -9,7 +9,7 @@ from helpers import ARCHITECTURES, WINDOW, planted_model, randomize, save
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from mechrl.ablation import Ablation, reference
+from mechrl.ablation import Ablation, reference, tree
 from mechrl.ablation import sweep as sweep_module
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.reference import check_logits, self_check
@@ -95,7 +95,7 @@ def test_sweep_equals_one_hook_per_head_and_plain_modules(architecture, prompts)
     tokens, last = clean.tokens, clean.end
     effect = 0.0
     for layer in range(model.n_layers):
-        fast = forward.logits(clean, of_layer(forward, layer))
+        fast = tree.logits(forward, clean, of_layer(forward, layer))
         for head in range(model.n_heads):
             slow = reference.logits(model, tokens, layer * model.n_heads + head)[torch.arange(len(last)), last]
             plain = plain_logits(name, hf, prompts, layer, head)
@@ -183,7 +183,7 @@ def test_no_block_below_the_ablated_layer_runs(architecture, prompts):
             )
             for i, block in enumerate(model.bridge.blocks)
         ]
-        forward.logits(clean, of_layer(forward, layer))
+        tree.logits(forward, clean, of_layer(forward, layer))
         for handle in handles:
             handle.remove()
         assert calls == [0] * layer + [1] * (model.n_layers - layer)
@@ -198,7 +198,7 @@ def test_the_last_block_and_the_unembedding_see_one_position_for_a_task(architec
         module.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
         for module in (model.bridge.blocks[-1].mlp.hook_out, model.bridge.unembed.original_component)
     ]
-    forward.logits(clean, forward.singles([0, 1]))
+    tree.logits(forward, clean, forward.singles([0, 1]))
     for handle in handles:
         handle.remove()
     rows = 2 * len(prompts)

@@ -11,12 +11,14 @@ from helpers import ARCHITECTURES, SMALL, randomize, save
 import mechrl
 from mechrl import progress as progress_module
 from mechrl.ablation import NOTHING
+from mechrl.ablation.tree import Tree
 from mechrl.building import cost
 from mechrl.building.build import build, plan
 from mechrl.building.cost import Work, columns
 from mechrl.building.material import prepare
 from mechrl.building.settings import BuildSettings
-from mechrl.building.workers.worker import Recipe, Worker
+from mechrl.building.workers.worker import Recipe, Worker, as_sets
+from mechrl.cache.format import pair_sites
 from mechrl.cache.storage import file_size
 from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import MachineError
@@ -49,6 +51,8 @@ def test_the_runs_of_a_sweep_add_up_to_what_was_planned(tmp_path, sets, dtype):
     pieces, told = plan(settings, material), []
     work = Work(model, material, settings, lambda done, total: told.append((done, total)))
     work.start(dict.fromkeys(pieces))
+    of_pairs = Tree(as_sets(pair_sites(12), 12), 3).states() if sets else 0
+    assert work.states == (Tree(np.eye(12, dtype=bool), 3).states() + of_pairs).tolist()
     check = material.prompts["ioi"][:1], NOTHING
     recipe = Recipe(mechrl.__version__, "", "", model.sha256, dtype, False, check, 100, sets == "pairs")
     worker, ends = Worker(model, recipe, work.ran), []
@@ -76,8 +80,9 @@ def test_the_time_left_is_right_within_half_from_a_tenth_on(mini, clock, capsys)
                     before = work.done
                     size = *tokens[:32].shape, task
                     one = work.shape.intact(*size) if layer is None else work.shape.ablated(layer, *size)
+                    layers = None if layer is None else range(layer, mini.n_layers)
                     clock.now += times * one * per_operation[piece.name] * (1 + (layer or 0) / mini.n_layers / 2)
-                    work.ran(clean, layer, times)
+                    work.ran(clean, times, layers)
                     assert work.done > before
             yield SimpleNamespace(piece=piece)
 

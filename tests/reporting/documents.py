@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mechrl.ablation.attention import Aligned, Attention, DrawnPrompt, HeadAttention, Slot
+from mechrl.ablation.intact.attention import Aligned, Attention, DrawnPrompt, HeadAttention, Slot
 from mechrl.cache.reader import Cache
 from mechrl.cache.top import TopHead, top_heads
 from mechrl.intervals import Estimate

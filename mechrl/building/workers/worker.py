@@ -10,10 +10,10 @@ import torch
 import mechrl
 from mechrl.ablation import Replacement
 from mechrl.ablation.attribution import attribute_run, control_slope, memory_weight, task_slope
-from mechrl.ablation.direct import adds_plainly, direct_of_run
 from mechrl.ablation.forward import Forward, OnRun, finite
+from mechrl.ablation.intact.direct import adds_plainly, direct_of_run
+from mechrl.ablation.intact.roles import PatternFeatures, output_norms, shows_patterns
 from mechrl.ablation.reference import check_logits, self_check
-from mechrl.ablation.roles import PatternFeatures, output_norms, shows_patterns
 from mechrl.ablation.sweep import ablated_loss, ablated_measures
 from mechrl.building.merge import Piece
 from mechrl.cache.format import pair_sites
@@ -105,7 +105,8 @@ class Worker:
             self.forward = Forward(model, recipe.pass_tokens, on_run)
             self.adds_plainly, self.shows_patterns = adds_plainly(self.forward), shows_patterns(self.forward)
             arithmetic = "tf32" if recipe.tf32 else recipe.dtype
-            self.self_check_error = self_check(self.forward, prompts, expected, arithmetic, replacement)
+            uncounted = Forward(model, recipe.pass_tokens)
+            self.self_check_error = self_check(uncounted, prompts, expected, arithmetic, replacement)
         except (RuntimeError, ValueError, LookupError, AttributeError) as error:
             raise MachineError(f"{model.name!r} cannot be swept: {error}") from error
         self._alone = threading.Lock()  # hooks of two sweeps at once would act on each other
@@ -149,7 +150,7 @@ class Worker:
             if self.shows_patterns:
                 features = PatternFeatures(forward, group.length)
             clean = forward.clean_prompts(group, replacement[rows], self.exact, features.hooks if features else ())
-            forward.on_run(clean, None, 1)
+            forward.on_run(clean, 1, None)
             tensors: dict[str, torch.Tensor] = {}
             if self.exact:
                 tensors |= attribute_run(forward, clean, task_slope(forward, group))
@@ -171,7 +172,7 @@ class Worker:
 
         def measure(rows: np.ndarray) -> dict[str, torch.Tensor]:
             clean = forward.clean_spans(spans[rows], replacement[rows], self.exact)
-            forward.on_run(clean, None, 1)
+            forward.on_run(clean, 1, None)
             tensors: dict[str, torch.Tensor] = {}
             if self.exact:
                 tensors |= attribute_run(forward, clean, control_slope(forward, clean))

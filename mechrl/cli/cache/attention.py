@@ -8,7 +8,7 @@ import click
 from mechrl.cli import app
 
 if TYPE_CHECKING:
-    from mechrl.ablation.attention import Attention
+    from mechrl.ablation.intact.attention import Attention
 
 
 @click.command()
@@ -54,7 +54,7 @@ def attention(
 
 
 def _print(result: "Attention") -> None:
-    from mechrl.ablation.attention import most_attended
+    from mechrl.ablation.intact.attention import most_attended
     from mechrl.display import print_table, shown
 
     bos = f"; BOS '{result.bos}' counts as neither" if result.bos else ""

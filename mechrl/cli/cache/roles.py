@@ -21,7 +21,7 @@ def roles(model: str, revision: str, device: str, n: int, as_json: bool) -> None
     if model == "mini":
         app.say(app.FIRST_LINE)
     from mechrl.ablation import ROLES
-    from mechrl.ablation.roles import measure_roles
+    from mechrl.ablation.intact.roles import measure_roles
     from mechrl.models import load_model
 
     loaded = load_model(model, device=device, revision=revision)

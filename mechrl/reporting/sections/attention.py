@@ -1,6 +1,6 @@
 """What the page says of attention: where heads look on a task's prompts."""
 
-from mechrl.ablation.attention import Aligned, Attention, DrawnPrompt
+from mechrl.ablation.intact.attention import Aligned, Attention, DrawnPrompt
 from mechrl.reporting.blocks import Block, Figure, Table, attention_map, estimate, number, plain
 from mechrl.reporting.run import AttentionFile
 

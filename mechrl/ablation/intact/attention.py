@@ -198,7 +198,7 @@ def measure_attention(
     :raises MachineError: a number is not finite, or one prompt alone does not fit in memory.
     """
     from mechrl.ablation.forward import Forward
-    from mechrl.ablation.roles import attention_patterns
+    from mechrl.ablation.intact.roles import attention_patterns
 
     check_range(prompts=(drawn, 1, MOST_DRAWN), seed=(seed, 0, 2**32 - 1))
     parsed = parse_heads(heads)

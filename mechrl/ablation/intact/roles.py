@@ -15,8 +15,8 @@ import torch
 from numpy.random import RandomState
 
 from mechrl.ablation import ROLES
-from mechrl.ablation.direct import adds_plainly, unscaled, written_alone
 from mechrl.ablation.forward import CleanRun, Forward, finite
+from mechrl.ablation.intact.direct import adds_plainly, unscaled, written_alone
 from mechrl.errors import MachineError, UsageError
 from mechrl.models import Model
 from mechrl.models.running import at
