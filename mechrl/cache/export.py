@@ -3,9 +3,13 @@
 The numbers are those of `mechrl-cache top`: means over all prompts with 95 % intervals, in nats; the score is damage −
 control damage. A positive score means that the behaviour needs the head.
 
-Two of the tools score edges, a cache scores heads. There, every edge out of a head carries the head's score, and every
-edge out of the input or an MLP carries 0, because nothing was measured about it. Such a file ranks heads; it does not
-say through which edge a head matters, and 0 does not say that an MLP is useless.
+Two of the tools score edges, a cache scores heads. There, every edge out of a head carries the head's score. Every edge
+out of the input or an MLP carries 1 more than the largest absolute score of a head: nothing was measured about it, and
+pruning keeps the input and the MLPs that way, as a circuit here does. Such a file ranks heads; it does not say through
+which edge a head matters.
+
+Instead of a ranking, three of the formats can hold a circuit: a set of heads, kept with the input and all MLPs while
+the other heads are ablated. There, an edge between two that are kept has the score 1, any other 0.
 """
 
 import csv
@@ -25,6 +29,7 @@ from mechrl.intervals import LEVEL, Estimate
 FORMATS = ("csv", "parquet", "heads-json", "eap-ig", "auto-circuit", "transformer-lens")
 TABLES = ("csv", "parquet")  # of any number of tasks; the other formats are of one
 GRAPHS = ("eap-ig", "auto-circuit")  # of all heads
+CIRCUITS = (*GRAPHS, "transformer-lens")
 BINARY = ("parquet", "auto-circuit")
 SNIPPET_HEADS = 10
 
@@ -50,18 +55,24 @@ class Row:
     score_high: float
 
 
-def export(cache: Cache, kind: str, tasks: Sequence[str] = (), n: int | None = None) -> bytes:
+def export(
+    cache: Cache, kind: str, tasks: Sequence[str] = (), n: int | None = None, heads: Sequence[str] | None = None
+) -> bytes:
     """The file of one format.
 
     :param kind: one of `FORMATS`.
     :param tasks: csv and parquet: which ones, by default all; otherwise exactly one.
     :param n: only so many heads, those with the largest score; not for the graphs, which have all heads. By default
         all, and 10 for transformer-lens.
-    :raises UsageError: no such format or task, a number of heads for a format that has all, or a cache that does not
-        say how the model is wired.
+    :param heads: the circuit of these heads, written `layer.head`, instead of scores, in one of `CIRCUITS`; it needs
+        neither tasks nor `n`.
+    :raises UsageError: no such format, task or head, a number of heads for a format that has all, a circuit for a
+        format that has none, or a cache that does not say how the model is wired.
     """
     if kind not in FORMATS:
         raise unknown_name("format", kind, list(FORMATS))
+    if heads is not None:
+        return _circuit(cache, kind, heads, tasks, n)
     if n is not None and kind in GRAPHS:
         raise UsageError(f"no number of heads goes with the format {kind}, whose graph has a place for every head")
     if kind in TABLES:
@@ -69,12 +80,36 @@ def export(cache: Cache, kind: str, tasks: Sequence[str] = (), n: int | None = N
         return csv_text(rows).encode() if kind == "csv" else parquet_bytes(cache, rows)
     if len(tasks) != 1:
         raise UsageError(f"the format {kind} is of one task: name one of {', '.join(cache.tasks)}")
-    if kind == "auto-circuit":
-        return torch_bytes(prune_scores(cache, tasks[0]))
+    if kind == "heads-json":
+        return (json.dumps(head_list(cache, tasks[0], n), indent=1, allow_nan=False) + "\n").encode()
     if kind == "transformer-lens":
         return snippet(cache, tasks[0], n or SNIPPET_HEADS).encode()
-    found = eap_ig_graph(cache, tasks[0]) if kind == "eap-ig" else head_list(cache, tasks[0], n)
-    return (json.dumps(found, indent=None if kind == "eap-ig" else 1, allow_nan=False) + "\n").encode()
+    scores = _source_scores(cache, tasks[0])
+    return _graph(cache, kind, scores, np.ones(len(scores), bool), {"task": tasks[0]})
+
+
+def _circuit(cache: Cache, kind: str, heads: Sequence[str], tasks: Sequence[str], n: int | None) -> bytes:
+    if kind not in CIRCUITS:
+        raise UsageError(f"the format {kind} has no circuits; {', '.join(CIRCUITS)} have")
+    if tasks or n is not None:
+        raise UsageError("a circuit is given by its heads; neither a task nor a number of heads goes with it")
+    sites = sorted({cache.site(head) for head in heads})
+    if not sites:
+        raise UsageError("a circuit has at least one head, written layer.head")
+    if kind == "transformer-lens":
+        return circuit_snippet(cache, sites).encode()
+    kept = np.ones((cache.n_layers, cache.n_heads + 1), bool)
+    kept[:, :-1] = np.isin(np.arange(cache.n_sites), sites).reshape(cache.n_layers, -1)
+    sources = np.append(True, kept)
+    note = {"circuit": [cache.head(site) for site in sites]}
+    return _graph(cache, kind, sources.astype(np.float32), sources, note)
+
+
+def _graph(cache: Cache, kind: str, scores: np.ndarray, kept: np.ndarray, note: dict[str, Any]) -> bytes:
+    if kind == "auto-circuit":
+        return torch_bytes(prune_scores(cache, scores, kept))
+    found = {**eap_ig_graph(cache, scores, kept), "mechrl": {**header(cache), **note}}
+    return (json.dumps(found, allow_nan=False) + "\n").encode()
 
 
 def header(cache: Cache) -> dict[str, str]:
@@ -137,26 +172,33 @@ def head_list(cache: Cache, task: str, n: int | None = None) -> dict[str, Any]:
     return {**header(cache), "task": task, "interval": LEVEL[1] - LEVEL[0], "heads": heads}
 
 
-def eap_ig_graph(cache: Cache, task: str) -> dict[str, Any]:
-    """A graph that `Graph.from_json` of EAP-IG reads: `cfg`, `nodes`, `edges`, and our header, which it ignores.
+def eap_ig_graph(cache: Cache, scores: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
+    """A graph that `Graph.from_json` of EAP-IG reads: `cfg`, `nodes` and `edges`.
 
-    The format is that of github.com/hannamw/EAP-IG since its package 2.0 (src/eap/graph.py). Everything is in the
-    graph; prune it there. Heads have node scores. `input` and MLPs have none, so that `apply_topn(level="node")`
-    keeps them; with `level="edge"` their zeros go first. EAP-IG goes by absolute scores unless told `absolute=False`.
+    The format is that of github.com/hannamw/EAP-IG since its package 2.0 (src/eap/graph.py). Heads have node scores.
+    `input` and MLPs have none, so that `apply_topn(level="node")` keeps them; with `level="edge"` their edges come
+    first. EAP-IG goes by absolute scores unless told `absolute=False`. An edge is `in_graph` if both of its ends are.
+
+    :param scores: float32 [source], of the input, then layer by layer of the heads and the MLP.
+    :param kept: bool [source], whether it is in the graph: of a ranking all, which are then pruned there.
     """
-    names, scores = ["input"], _source_scores(cache, task).tolist()
+    names = ["input"]
     for layer in range(cache.n_layers):
         names += [*(f"a{layer}.h{head}" for head in range(cache.n_heads)), f"m{layer}"]
-    nodes: dict[str, dict[str, Any]] = {
-        name: {"in_graph": True, "score": score} if name.startswith("a") else {"in_graph": True}
-        for name, score in zip(names, scores, strict=True)
-    }
-    edges: dict[str, float] = {}
+    score = dict(zip(names, scores.tolist(), strict=True))
+    inside = dict(zip(names, kept.tolist(), strict=True)) | {"logits": True}
+    edges: dict[str, dict[str, Any]] = {}
+
+    def add(count: int, reader: str, letters: Sequence[str] = ("",)) -> None:
+        for name in names[:count]:
+            edge = {"score": score[name] * inside[reader], "in_graph": inside[name] and inside[reader]}
+            edges.update({f"{name}->{reader}{letter}": edge for letter in letters})
+
     for layer, for_attention, for_mlp in _read(cache):
-        readers = [f"a{layer}.h{head}<{letter}>" for head in range(cache.n_heads) for letter in "qkv"]
-        for reads, count in ((readers, for_attention), ([f"m{layer}"], for_mlp)):
-            edges |= {f"{names[i]}->{reader}": scores[i] for i in range(count) for reader in reads}
-    edges |= {f"{name}->logits": score for name, score in zip(names, scores, strict=True)}
+        for head in range(cache.n_heads):
+            add(for_attention, f"a{layer}.h{head}", ("<q>", "<k>", "<v>"))
+        add(for_mlp, f"m{layer}")
+    add(len(names), "logits")
     return {
         "cfg": {
             "n_layers": cache.n_layers,
@@ -164,25 +206,34 @@ def eap_ig_graph(cache: Cache, task: str) -> dict[str, Any]:
             "parallel_attn_mlp": _wiring(cache, "parallel_attn_mlp", bool),
             "d_model": _wiring(cache, "d_model", int),
         },
-        "nodes": {**nodes, "logits": {"in_graph": True}},
-        "edges": {name: {"score": score, "in_graph": True} for name, score in edges.items()},
-        "mechrl": {**header(cache), "task": task},
+        "nodes": {
+            name: {"in_graph": here, "score": score[name]} if name.startswith("a") else {"in_graph": here}
+            for name, here in inside.items()
+        },
+        "edges": edges,
     }
 
 
-def prune_scores(cache: Cache, task: str) -> dict[str, np.ndarray]:
+def prune_scores(cache: Cache, scores: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
     """`PruneScores` of AutoCircuit: for each module that reads, the score of each edge into it, float32.
 
     For auto-circuit 1.0 (auto_circuit/types.py, model_utils/transformer_lens_utils.py) and a model made patchable with
     `factorized=True, separate_qkv=True` and no `seq_len`. Sources are the input, then layer by layer the heads and the
     MLP; a module has the sources before it: `blocks.L.hook_q_input` (`k`, `v`) [head, source], `blocks.L.hook_mlp_in`
-    [source], and `hook_resid_post` of the last block [source]. AutoCircuit goes by absolute scores.
+    [source], and `hook_resid_post` of the last block [source].
+
+    `run_circuits` (prune.py) keeps n edges by a threshold: the n-th largest absolute score, and all edges that reach
+    it, so that ties stay together. `edge_counts_util` with `EdgeCounts.GROUPS` gives the counts that end with a tie: of
+    a ranking first all edges out of the input and the MLPs, then one head more at a time; of a circuit its edges, then
+    all. With `PatchType.TREE_PATCH` the prompt is run and the edges that are not kept are ablated.
+
+    :param scores: as in `eap_ig_graph`; so is `kept`. An edge into a head that is not kept has 0.
     """
-    scores = _source_scores(cache, task)
+    inside = kept[1:].reshape(cache.n_layers, -1)[:, :-1].astype(np.float32)
     found = {}
     for layer, for_attention, for_mlp in _read(cache):
         for letter in "qkv":
-            found[f"blocks.{layer}.hook_{letter}_input"] = np.tile(scores[:for_attention], (cache.n_heads, 1))
+            found[f"blocks.{layer}.hook_{letter}_input"] = np.outer(inside[layer], scores[:for_attention])
         found[f"blocks.{layer}.hook_mlp_in"] = scores[:for_mlp]
     found[f"blocks.{cache.n_layers - 1}.hook_resid_post"] = scores
     return found
@@ -205,20 +256,37 @@ def snippet(cache: Cache, task: str, n: int = SNIPPET_HEADS) -> str:
 
     :raises UsageError: the cache is of another ablation than zero, or has no such task.
     """
+    sites = [cache.n_heads * row.layer + row.head for row in table(cache, [task], n)]
+    title = f"Zero ablation of the {len(sites)} heads with the largest score on {task}, all at once"
+    return _snippet(cache, sites, title, "the largest score first", "for layer, head in HEADS", "without HEADS")
+
+
+def circuit_snippet(cache: Cache, sites: Sequence[int]) -> str:
+    """The same for a circuit: all heads but these are ablated together.
+
+    :raises UsageError: the cache is of another ablation than zero.
+    """
+    title = f"A circuit of {len(sites)} heads: zero ablation of all others, all at once"
+    others = f"for layer in range({cache.n_layers}) for head in range({cache.n_heads}) if (layer, head) not in HEADS"
+    return _snippet(cache, sites, title, "the circuit", others, "of the circuit")
+
+
+def _snippet(cache: Cache, sites: Sequence[int], title: str, order: str, ablated: str, which: str) -> str:
     attributes = cache.attributes
     if attributes["ablation"] != "zero":  # of an imported table it is unknown
         raise UsageError(
             f"{cache.path} is of {attributes['ablation']!r} ablation; the TransformerLens snippet exists for zero only"
         )
-    heads = [(row.layer, row.head) for row in table(cache, [task], n)]
     import_mini, name = ("from mechrl.models import MINI\n", "str(MINI)") if attributes["model"] == "mini" else ("", "")
     revision = attributes.get("model_revision")
     return SNIPPET.format(
-        n=len(heads),
-        task=task,
+        title=title,
         sha256=cache.sha256,
         import_mini=import_mini,
-        heads=heads,
+        heads=[divmod(site, cache.n_heads) for site in sites],
+        order=order,
+        ablated=ablated,
+        which=which,
         name=name or repr(attributes["model"]),
         revision=f", revision={str(revision)!r}" if revision else "",
         weights=repr(attributes["weight_processing"]),
@@ -227,14 +295,14 @@ def snippet(cache: Cache, task: str, n: int = SNIPPET_HEADS) -> str:
 
 
 SNIPPET = '''\
-"""Zero ablation of the {n} heads with the largest score on {task}, all at once, in TransformerLens 4.
+"""{title}, in TransformerLens 4.
 
 Written by mechrl-cache export; sha256 of the cache's content: {sha256}
 """
 
 {import_mini}from transformer_lens.model_bridge import TransformerBridge
 
-HEADS = {heads}  # (layer, head), the largest score first
+HEADS = {heads}  # (layer, head), {order}
 
 model = TransformerBridge.boot_transformers({name}{revision})
 # What zero ablation removes depends on how the weights were folded. The cache says: {weights}
@@ -252,11 +320,11 @@ def without(head):
     return zero
 
 
-HOOKS = [(f"blocks.{{layer}}.attn.hook_z", without(head)) for layer, head in HEADS]
+HOOKS = [(f"blocks.{{layer}}.attn.hook_z", without(head)) {ablated}]
 
 
 def ablated_logits(tokens):
-    """Logits [batch, position, vocabulary] without HEADS, of int64 tokens [batch, position].
+    """Logits [batch, position, vocabulary] {which}, of int64 tokens [batch, position].
 
     The prompts of the cache {bos}.
     """
@@ -267,12 +335,13 @@ def ablated_logits(tokens):
 def _source_scores(cache: Cache, task: str) -> np.ndarray:
     """The score of all that writes into the residual stream, float32 [1 + layer × (head + 1)].
 
-    The input, then layer by layer the heads and the MLP, as both graphs count them; all but heads have 0.
+    The input, then layer by layer the heads and the MLP, as both graphs count them.
     """
-    scores = np.zeros((cache.n_layers, cache.n_heads + 1), np.float32)
-    for row in table(cache, [task]):
+    rows = table(cache, [task])
+    scores = np.full((cache.n_layers, cache.n_heads + 1), 1 + max(abs(row.score) for row in rows), np.float32)
+    for row in rows:
         scores[row.layer, row.head] = row.score
-    return np.concatenate([np.zeros(1, np.float32), scores.ravel()])
+    return np.append(scores[0, -1], scores)
 
 
 def _read(cache: Cache) -> Iterator[tuple[int, int, int]]:

@@ -145,7 +145,7 @@ class Cache:
         :raises UsageError: the model has no such head.
         """
         layer, _, index = head.partition(".")
-        if layer.isdigit() and index.isdigit() and int(layer) < self.n_layers and int(index) < self.n_heads:
+        if layer.isdecimal() and index.isdecimal() and int(layer) < self.n_layers and int(index) < self.n_heads:
             return int(layer) * self.n_heads + int(index)
         raise UsageError(
             f"no head {head!r}: heads are 0.0 to {self.n_layers - 1}.{self.n_heads - 1}, written layer.head"

@@ -137,11 +137,11 @@ def _print_curves(task: VerifiedTask, curves: Curves) -> None:
         return
     print_table(
         f"\nnecessity and sufficiency of rankings, {_prompts(task)}",
-        ["ranking", "head-CPR", "head-CMD", "necessity"],
-        [[name, c.cpr, c.cmd, c.necessity] for name, c in curves.rankings.items()],
+        ["ranking", "head-CPR", "head-CMD", "CPR at\nMIB's sizes", "CMD at\nMIB's sizes", "necessity"],
+        [[name, c.cpr, c.cmd, c.mib_cpr, c.mib_cmd, c.necessity] for name, c in curves.rankings.items()],
         f"areas over the share of heads, MLPs kept; logit difference {curves.full:.2f} with all heads, "
         f"{curves.empty:.2f} without any; sufficiency: CPR high, CMD low; necessity: low",
-        secondary=["head-CMD", "necessity"],
+        secondary=["CMD at\nMIB's sizes", "CPR at\nMIB's sizes", "head-CMD", "necessity"],
     )
 
 

@@ -172,6 +172,8 @@ class Ranking(ResultPart):
     :param kept: with only the first k heads left; `ablated`: with the first k ablated.
     :param cpr: head-CPR, the area under the faithfulness of what is kept, over the share of heads; `cmd`: head-CMD,
         the area between it and 1. After MIB (Mueller et al. 2025, arXiv 2504.13151), with heads for edges.
+    :param mib_cpr: head-CPR from MIB's ten sizes alone, as its evaluator takes it, see `sets.MIB_SIZES`; `mib_cmd`:
+        head-CMD likewise. Few points in place of many: neither is nearer to the area than `cpr` and `cmd`.
     :param necessity: the area under the faithfulness of what is left when the first k are ablated; small is good.
     """
 
@@ -179,6 +181,8 @@ class Ranking(ResultPart):
     ablated: list[Number]
     cpr: Number
     cmd: Number
+    mib_cpr: Number
+    mib_cmd: Number
     necessity: Number
     heads: list[Head]
 
@@ -249,7 +253,7 @@ class Verification(Result):
     written_by: ClassVar[str] = "mechrl-verify"
 
     format: Literal["mechrl-verification"] = "mechrl-verification"
-    format_version: Literal[3] = 3
+    format_version: Literal[4] = 4
     command: Text | None
     mechrl_version: Text
     library_versions: dict[Text, Text]

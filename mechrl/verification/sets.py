@@ -9,6 +9,11 @@ from mechrl.verification.result import Curves, Joint, Ranking
 
 EVERY_COUNT = 64  # heads, up to which every k is measured
 POINTS = 20  # else
+MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The shares at which MIB evaluates a ranking, of its edges or, as here, of its scored nodes; 0 is not among them.
+
+From `evaluate_area_under_curve` (MIB_circuit_track/evaluation.py in github.com/hannamw/MIB-circuit-track, the code of
+arXiv 2504.13151). Its empty graph has no MLPs either."""
 LEAST_DIFFERENCE = 0.1  # of the full model's measure, between the full and the empty model
 
 Measure = Callable[[np.ndarray], np.ndarray]
@@ -42,13 +47,21 @@ def joint_damage(measure: Measure, heads: Sequence[str], picks: Sequence[int], g
 
 
 def counts(n_sites: int) -> list[int]:
-    """The numbers of heads that are measured: each up to 64 heads, else 20, evenly on a logarithmic scale, and 0."""
+    """The numbers of heads that are measured: each up to 64 heads, else 0, 20 evenly by logarithm, and those of MIB."""
     if n_sites <= EVERY_COUNT:
         return list(range(n_sites + 1))
     for points in range(POINTS, n_sites):  # small ones fall together
         if len(found := {round(n_sites ** (i / (points - 1))) for i in range(points)}) >= POINTS:
             break
-    return [0, *sorted(found)]
+    return sorted({0, *found, *mib_counts(n_sites)})
+
+
+def mib_counts(n_sites: int) -> list[int]:
+    """The numbers of heads at `MIB_SIZES`, rounded down as MIB does: several are 0 in a small model.
+
+    Its areas go by the sizes themselves, not by the shares that are left after rounding.
+    """
+    return [int(size * n_sites) for size in MIB_SIZES]
 
 
 def faithfulness(measured: np.ndarray, full: float, empty: float) -> np.ndarray:
@@ -56,13 +69,14 @@ def faithfulness(measured: np.ndarray, full: float, empty: float) -> np.ndarray:
     return (measured - empty) / (full - empty)
 
 
-def areas(ks: Sequence[int], faithful: np.ndarray) -> tuple[float, float]:
+def areas(shares: Sequence[float] | np.ndarray, faithful: np.ndarray) -> tuple[float, float]:
     """CPR and CMD: the area under `faithful`, and that between it and 1, over the share of heads (trapezoids).
 
-    :param ks: numbers of heads, 0 first and all of them last.
+    The rule is MIB's: the shares count as they are, not their logarithms, and |1 − f| is taken at the points alone.
+
+    :param shares: of the heads, rising to 1.
     :param faithful: faithfulness at each.
     """
-    shares = np.asarray(ks) / ks[-1]
     return float(np.trapezoid(faithful, shares)), float(np.trapezoid(np.abs(1 - faithful), shares))
 
 
@@ -87,12 +101,15 @@ def measure_curves(measure: Measure, heads: Sequence[str], rankings: Mapping[str
         why = f"without any head the logit difference is {empty:.2f}, with all {full:.2f}: nothing to divide"
         return Curves(counts=ks, full=full, empty=empty, refused=why, rankings={})
     means = measure(unique).mean(0)[index.ravel()][2:].reshape(len(rankings), 2, len(ks))
-    measured = {}
+    measured, shares = {}, np.array(ks) / n_sites
+    at_mib = np.searchsorted(ks, mib_counts(n_sites))
     for (name, order), (kept, ablated) in zip(rankings.items(), means, strict=True):
-        cpr, cmd = areas(ks, faithfulness(kept, full, empty))
-        necessity, _ = areas(ks, faithfulness(ablated, full, empty))
+        faithful = faithfulness(kept, full, empty)
+        cpr, cmd = areas(shares, faithful)
+        mib_cpr, mib_cmd = areas(MIB_SIZES, faithful[at_mib])
+        necessity, _ = areas(shares, faithfulness(ablated, full, empty))
         measured[name] = Ranking(
-            kept=kept.tolist(), ablated=ablated.tolist(), cpr=cpr, cmd=cmd, necessity=necessity,
-            heads=[heads[site] for site in order],
+            kept=kept.tolist(), ablated=ablated.tolist(), cpr=cpr, cmd=cmd, mib_cpr=mib_cpr, mib_cmd=mib_cmd,
+            necessity=necessity, heads=[heads[site] for site in order],
         )  # fmt: skip
     return Curves(counts=ks, full=full, empty=empty, refused=None, rankings=measured)

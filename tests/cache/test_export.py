@@ -15,8 +15,10 @@ import torch
 from helpers import table_cache
 
 from mechrl.ablation import reference
+from mechrl.ablation.forward import Forward
+from mechrl.ablation.sweep import sweep_task
 from mechrl.cache import storage
-from mechrl.cache.export import FORMATS, Row, export, snippet, table
+from mechrl.cache.export import CIRCUITS, FORMATS, Row, export, snippet, table
 from mechrl.cache.format import Content
 from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import UsageError
@@ -25,6 +27,7 @@ from mechrl.errors import UsageError
 DAMAGE = {"ioi": [1.0, 4.0, -2.0, 0.5], "docstring": [0.25, 0.0, 3.0, 1.0]}
 CONTROL = [0.5, 0.25, 0.0, 1.5]
 IOI_SCORES = {"0.0": 0.5, "0.1": 3.75, "1.0": -2.0, "1.1": -1.0}
+OTHERS = 4.75  # the input and the MLPs: 1 more than any head
 
 
 @pytest.fixture
@@ -94,7 +97,9 @@ def test_heads_json_lists_the_heads_under_what_they_are_of(cache):
 
 
 def read_eap_ig(text):
-    """Node and edge scores, as `Graph.from_json` of hannamw/EAP-IG reads them; KeyError where that would fail.
+    """Node scores, edge scores and the nodes and edges in the graph, as `Graph.from_json` of hannamw/EAP-IG reads them.
+
+    KeyError where that would fail.
 
     After src/eap/graph.py at commit 8fd10d9 (package 2.0.0), `from_model` and `from_json`.
     """
@@ -110,30 +115,30 @@ def read_eap_ig(text):
     edges += [f"{node}->logits" for node in residual]
     assert set(graph["nodes"]) == {*nodes, "logits"}
     assert set(graph["edges"]) == set(edges)
-    assert all(graph["nodes"][name]["in_graph"] is True for name in nodes)
-    assert all(graph["edges"][name]["in_graph"] is True for name in edges)
     scored = {name: graph["nodes"][name]["score"] for name in nodes if "score" in graph["nodes"][name]}
-    return graph["cfg"], scored, {name: graph["edges"][name]["score"] for name in edges}
+    inside = {name for part in ("nodes", "edges") for name, found in graph[part].items() if found["in_graph"] is True}
+    return graph["cfg"], scored, {name: graph["edges"][name]["score"] for name in edges}, inside
 
 
 @pytest.mark.parametrize(("parallel", "n_edges"), [(False, 46), (True, 42)])
 def test_eap_ig_reads_a_graph_in_which_edges_carry_the_score_of_the_head_they_leave(cache, parallel, n_edges):
     text = export(with_attributes(cache, parallel_attn_mlp=parallel), "eap-ig", ["ioi"])
-    cfg, nodes, edges = read_eap_ig(text)
+    cfg, nodes, edges, inside = read_eap_ig(text)
+    assert len(inside) == 2 * 3 + 2 + n_edges, "all of it"
     assert cfg == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": parallel, "d_model": 16}
     assert nodes == {"a0.h0": 0.5, "a0.h1": 3.75, "a1.h0": -2.0, "a1.h1": -1.0}
     assert len(edges) == n_edges
     assert ("a0.h1->m0" in edges) != parallel
     assert {name: edges[name] for name in ("input->a0.h0<q>", "a0.h1->a1.h0<k>", "a0.h0->m1", "a1.h0->logits")} == {
-        "input->a0.h0<q>": 0.0, "a0.h1->a1.h0<k>": 3.75, "a0.h0->m1": 0.5, "a1.h0->logits": -2.0,
+        "input->a0.h0<q>": OTHERS, "a0.h1->a1.h0<k>": 3.75, "a0.h0->m1": 0.5, "a1.h0->logits": -2.0,
     }  # fmt: skip
     for name, score in edges.items():
-        assert score == nodes.get(name.split("->")[0], 0.0)
+        assert score == nodes.get(name.split("->")[0], OTHERS)
     assert json.loads(text)["mechrl"]["task"] == "ioi"
 
 
 def test_eap_ig_takes_the_width_from_the_cache(cache, small_cache):
-    cfg, nodes, _ = read_eap_ig(export(small_cache, "eap-ig", ["ioi"]))
+    cfg, nodes, *_ = read_eap_ig(export(small_cache, "eap-ig", ["ioi"]))
     assert cfg["d_model"] == 128
     assert len(nodes) == 48
     with pytest.raises(UsageError, match="does not say the model's d_model, which this format needs; build it again"):
@@ -166,7 +171,9 @@ def auto_circuit_edges(n_layers, n_heads, parallel):
 
 
 @pytest.mark.parametrize(
-    ("parallel", "mlp_0", "n_edges"), [(False, [0.0, 0.5, 3.75], 46), (True, [0.0], 42)], ids=["one by one", "parallel"]
+    ("parallel", "mlp_0", "n_edges"),
+    [(False, [OTHERS, 0.5, 3.75], 46), (True, [OTHERS], 42)],
+    ids=["one by one", "parallel"],
 )
 def test_auto_circuit_loads_prune_scores_in_which_edges_carry_the_score_of_their_source(
     cache, parallel, mlp_0, n_edges
@@ -178,17 +185,88 @@ def test_auto_circuit_loads_prune_scores_in_which_edges_carry_the_score_of_their
     assert {tensor.dtype for tensor in scores.values()} == {torch.float32}
     assert len(edges) == n_edges == sum(tensor.numel() for tensor in scores.values())
     for source, module, index in edges:
-        assert scores[module][index].item() == IOI_SCORES.get(source.removeprefix("A"), 0.0)
+        assert scores[module][index].item() == IOI_SCORES.get(source.removeprefix("A"), OTHERS)
     # By hand: input, 0.0, 0.1, MLP 0, 1.0, 1.1, MLP 1.
     assert scores["blocks.0.hook_mlp_in"].tolist() == mlp_0
-    assert scores["blocks.1.hook_v_input"].tolist() == [[0.0, 0.5, 3.75, 0.0]] * 2
-    assert scores["blocks.1.hook_resid_post"].tolist() == [0.0, 0.5, 3.75, 0.0, -2.0, -1.0, 0.0]
+    assert scores["blocks.1.hook_v_input"].tolist() == [[OTHERS, 0.5, 3.75, OTHERS]] * 2
+    assert scores["blocks.1.hook_resid_post"].tolist() == [OTHERS, 0.5, 3.75, OTHERS, -2.0, -1.0, OTHERS]
+
+
+def edges_kept(data, n_edges, n_layers=2, n_heads=2):
+    """The edges that AutoCircuit keeps of a file when told to keep so many, as (source, module, index).
+
+    By its rule in `run_circuits` and `prune_scores_threshold`: those that reach the n-th largest absolute score.
+    """
+    scores = torch.load(io.BytesIO(data), weights_only=True)
+    threshold = torch.cat([tensor.flatten().abs() for tensor in scores.values()]).sort(descending=True).values
+    edges, _ = auto_circuit_edges(n_layers, n_heads, parallel=False)
+    return [edge for edge in edges if scores[edge[1]][edge[2]].abs() >= threshold[n_edges - 1]]
+
+
+def test_auto_circuit_that_prunes_keeps_the_input_and_the_mlps_and_the_heads_in_order(cache):
+    """Asked for one edge more than it has, it adds all of the next head's: the absolute scores fall from 0.1 to 0.0."""
+    data = export(cache, "auto-circuit", ["ioi"])
+    edges, _ = auto_circuit_edges(2, 2, parallel=False)
+    kept = {"Resid Start", "MLP 0", "MLP 1"}
+    count = 1
+    for head in (None, "0.1", "1.0", "1.1", "0.0"):
+        kept |= {f"A{head}"} if head else set()
+        found = edges_kept(data, count)
+        assert found == [edge for edge in edges if edge[0] in kept]
+        count = len(found) + 1
+    assert count == len(edges) + 1
+
+
+@pytest.mark.parametrize("task", ["induction", "ioi"])
+def test_auto_circuit_keeps_the_input_and_the_mlps_of_a_real_cache_first(small_cache, task):
+    layers, heads = small_cache.n_layers, small_cache.n_heads
+    kept = edges_kept(export(small_cache, "auto-circuit", [task]), 1, layers, heads)
+    edges, _ = auto_circuit_edges(layers, heads, parallel=False)
+    assert kept == [edge for edge in edges if edge[0][0] in "RM"]
+
+
+CIRCUIT = ["1.1", "0.1", "1.1"]
+
+
+def test_auto_circuit_keeps_exactly_the_edges_of_a_circuit(cache):
+    """Those between the input, the MLPs and its heads, asked for one or for all of them."""
+    data = export(cache, "auto-circuit", heads=CIRCUIT)
+    edges, _ = auto_circuit_edges(2, 2, parallel=False)
+    wanted = [
+        (source, module, index)
+        for source, module, index in edges
+        if source not in ("A0.0", "A1.0") and (len(index) == 1 or index[0] == 1)
+    ]
+    assert edges_kept(data, 1) == edges_kept(data, len(wanted)) == wanted
+    # By hand: q, k and v of 0.1 read the input, of 1.1 the input, 0.1 and MLP 0; two, four and five for the others.
+    assert len(wanted) == 3 + 2 + 9 + 4 + 5
+    scores = torch.load(io.BytesIO(data), weights_only=True)
+    assert {value for tensor in scores.values() for value in tensor.flatten().tolist()} == {0.0, 1.0}
+    assert {tensor.dtype for tensor in scores.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_eap_ig_reads_a_circuit_of_which_every_edge_has_both_ends_in_it(cache, parallel):
+    text = export(with_attributes(cache, parallel_attn_mlp=parallel), "eap-ig", heads=CIRCUIT)
+    _, nodes, edges, inside = read_eap_ig(text)
+    assert nodes == {"a0.h0": 0.0, "a0.h1": 1.0, "a1.h0": 0.0, "a1.h1": 1.0}
+    left = {"input", "a0.h1", "m0", "a1.h1", "m1", "logits"}
+    assert inside - edges.keys() == left
+    for name, score in edges.items():
+        source, _, reader = name.partition("->")
+        kept = source in left and reader.partition("<")[0] in left
+        assert (name in inside, score) == (kept, float(kept))
+    assert json.loads(text)["mechrl"]["circuit"] == ["0.1", "1.1"]
 
 
 def run_snippet(cache, task, n):
     """The logit differences of a task's prompts by the exported snippet alone, [prompt], and the snippet's heads."""
+    return run_code(export(cache, "transformer-lens", [task], n=n), cache, task)
+
+
+def run_code(code, cache, task):
     names: dict = {}
-    exec(export(cache, "transformer-lens", [task], n=n).decode(), names)
+    exec(code.decode(), names)
     prompts = cache.prompts(task)
     tokens, answers, wrongs = (torch.from_numpy(c).long() for c in (prompts.tokens, prompts.answers, prompts.wrongs))
     with torch.inference_mode():
@@ -229,6 +307,16 @@ def test_the_snippet_with_many_heads_ablates_them_together(small_cache, mini):
     finally:
         for handle in handles:
             handle.remove()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.abs(wanted - small_cache.clean("ioi")).mean() > 1
+
+
+def test_the_snippet_of_a_circuit_ablates_all_other_heads(small_cache, mini):
+    found, heads = run_code(export(small_cache, "transformer-lens", heads=["3.0", "0.4", "2.7"]), small_cache, "ioi")
+    assert heads == [(0, 4), (2, 7), (3, 0)]
+    ablated = np.ones((1, small_cache.n_sites), bool)
+    ablated[0, [4, 23, 24]] = False
+    wanted = sweep_task(Forward(mini), small_cache.prompts("ioi"), sets=ablated)[1]["logit_diff"][:, 0]
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.abs(wanted - small_cache.clean("ioi")).mean() > 1
 
@@ -279,6 +367,14 @@ def test_the_command_writes_a_file_or_to_stdout(call, cache, tmp_path, kind):
         assert (code, out, err) == (0, wanted.decode(), "")
 
 
+@pytest.mark.parametrize("kind", CIRCUITS)
+def test_the_command_writes_a_circuit(call, cache, tmp_path, kind):
+    out = tmp_path / "out"
+    code, _, err = call(cache_command, "export", cache.path, "--format", kind, "--heads", "0.1, 1.1", "-o", out)
+    assert (code, err) == (0, "")
+    assert out.read_bytes() == export(cache, kind, heads=CIRCUIT)
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(call, cache, tmp_path, monkeypatch):
     (tmp_path / "out.csv").write_text("old")
 
@@ -304,6 +400,13 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(call, cache, tmp_path,
         (["--format", "auto-circuit", "--task", "ioi,docstring", "-o", "x.pt"], 2, "is of one task"),
         (["--format", "eap-ig", "--task", "ioi", "--n", "3"], 2, "no number of heads goes with"),
         (["--format", "csv", "--n", "0"], 2, "0"),
+        (["--format", "csv", "--heads", "0.1"], 2, "the format csv has no circuits; eap-ig, auto-circuit, tr"),
+        (["--format", "eap-ig", "--heads", "0.1,2.0"], 2, "no head '2.0': heads are 0.0 to 1.1"),
+        (["--format", "eap-ig", "--heads", "0.²"], 2, "no head '0.²'"),
+        (["--format", "eap-ig", "--heads", ","], 2, "a circuit has at least one head"),
+        (["--format", "eap-ig", "--heads", "0.1", "--task", "ioi"], 2, "neither a task nor a number of heads goes"),
+        (["--format", "transformer-lens", "--heads", "0.1", "--n", "1"], 2, "neither a task nor a number of heads"),
+        (["--format", "minari", "--heads", "0.1", "-o", "x"], 2, "--heads does not go with --format minari"),
         (["--format", "csv", "-o", "CACHE"], 2, "would overwrite the cache"),
         (["--format", "csv", "-o", "other.h5"], 2, "would overwrite another cache"),
         (["--format", "csv", "-o", "CACHE.json"], 2, "would overwrite the cache or its manifest"),

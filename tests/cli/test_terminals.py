@@ -276,7 +276,9 @@ def made_up_verification(swept: bool) -> Verification:
               summed=Estimate(6.9, 3.8, 10.4), interaction=Estimate(-0.4 - n, -1.0, 0.2))
         for n in (1, 2, 30)
     ]  # fmt: skip
-    ranking = Ranking(heads=["0.4"], kept=[-1.0], ablated=[16.9], cpr=0.911, cmd=0.089, necessity=0.072)
+    ranking = Ranking(
+        heads=["0.4"], kept=[-1.0], ablated=[16.9], cpr=0.911, cmd=0.089, mib_cpr=0.903, mib_cmd=0.096, necessity=0.072
+    )  # fmt: skip
     task = VerifiedTask(
         trained=True, confirmed=False, runs=13.7, search={}, faithful=FaithfulTask(answer=True, difference=3e-7),
         replicates=Replicates(
@@ -310,6 +312,12 @@ def test_verify_names_every_head_and_says_what_it_failed(width):
             expected += [" ".join(j.heads[:2]), shown(j.interaction)]
         check(out, width, [*expected, "the task's own order", "0.911"])
         assert "replicates" in STYLE.sub("", out).split("faithful")[0]
+
+
+def test_what_is_no_terminal_gets_both_pairs_of_areas(capsys):
+    print_verification(made_up_verification(swept=True))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["the", "task's", "own", "order", "0.911", "0.089", "0.903", "0.096", "0.072"] in rows
 
 
 @pytest.mark.parametrize("passes", [True, False])

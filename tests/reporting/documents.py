@@ -51,7 +51,7 @@ def verified_task(cache: Cache, task: str, i: int) -> VerifiedTask:
     counts = [0, 1, 2, 4, 8, cache.n_sites]
     kept = np.linspace(0.2, clean, len(counts)).tolist()
     names = [head.head for head in top]
-    areas = {"cpr": 0.61, "cmd": 0.42, "necessity": 0.7}
+    areas = {"cpr": 0.61, "cmd": 0.42, "mib_cpr": 0.58, "mib_cmd": 0.44, "necessity": 0.7}
     return VerifiedTask(
         trained=i < 2, confirmed=False, runs=13.7, search={"ratio@3": 0.97},
         faithful=FaithfulTask(answer=True, difference=2e-6),

@@ -178,7 +178,7 @@ def test_the_same_file_twice_is_one(small_cache, tmp_path):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format_version",), 2, "mechrl-verification, version 2; this mechrl reads version 3 only, run mechrl-verify"),
+        (("format_version",), 2, "mechrl-verification, version 2; this mechrl reads version 4 only, run mechrl-verify"),
         (("tasks",), [], "tasks: Input should be"),
         (("model_sha256",), None, "model_sha256"),
         (("tasks", "ioi", "heads", 0, "head"), "<b>", "tasks.ioi.heads.0.head"),

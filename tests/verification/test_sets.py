@@ -9,31 +9,39 @@ from mechrl.ablation.sweep import sweep_task
 from mechrl.models import load_model
 from mechrl.reporting.sections.verification import joint_claim
 from mechrl.tasks import Prompts
-from mechrl.verification.sets import areas, counts, faithfulness, joint_damage, measure_curves
+from mechrl.verification.sets import MIB_SIZES, areas, counts, faithfulness, joint_damage, measure_curves, mib_counts
 
 GROUPS = np.arange(32)
 HEADS = [f"{site // 4}.{site % 4}" for site in range(12)]
 
 
-def test_counts_are_every_one_up_to_64_heads_and_20_beyond():
+def test_counts_are_every_one_up_to_64_heads_and_20_with_those_of_mib_beyond():
     assert counts(12) == list(range(13))
     assert counts(64) == list(range(65))
     of_gpt2 = counts(144)
     assert of_gpt2[0] == 0
     assert of_gpt2[-1] == 144
-    assert len(of_gpt2) == 21
-    assert (np.diff(np.diff(of_gpt2)) >= -2).all(), "steps grow"
-    assert [len(counts(n)) for n in (65, 72, 1024)] == [21] * 3
+    even = sorted({*of_gpt2} - {7, 14, 28, 72})
+    assert len(even) == 21
+    assert (np.diff(np.diff(even)) >= -2).all(), "steps grow"
+    for n in (65, 72, 144, 1024):
+        assert {*mib_counts(n)} <= {*counts(n)}
+        assert 21 <= len(counts(n)) <= 21 + 10
+
+
+def test_the_sizes_of_mib_are_rounded_down_as_its_evaluator_does():
+    assert mib_counts(48) == [0, 0, 0, 0, 0, 2, 4, 9, 24, 48]
+    assert mib_counts(144) == [0, 0, 0, 1, 2, 7, 14, 28, 72, 144]
 
 
 def test_head_cpr_and_head_cmd_by_hand():
     """Two heads; with the first alone 3 of 4 nats above the empty model's 1; more than all in between."""
     f = faithfulness(np.array([1.0, 4.0, 5.0]), full=5.0, empty=1.0)
     np.testing.assert_allclose(f, [0, 0.75, 1])
-    assert areas([0, 1, 2], f) == (pytest.approx(0.5 * 0.375 + 0.5 * 0.875), pytest.approx(0.5 * 0.625 + 0.5 * 0.125))
+    assert areas([0, 0.5, 1], f) == (pytest.approx(0.5 * 0.375 + 0.5 * 0.875), pytest.approx(0.5 * 0.625 + 0.5 * 0.125))
     beyond = faithfulness(np.array([1.0, 7.0, 5.0]), full=5.0, empty=1.0)
-    assert areas([0, 1, 2], beyond) == (pytest.approx(0.375 + 0.625), pytest.approx(0.375 + 0.125)), "CMD counts both"
-    assert areas([0, 1, 4], np.array([0.0, 1.0, 1.0])) == (pytest.approx(0.125 + 0.75), pytest.approx(0.125))
+    assert areas([0, 0.5, 1], beyond) == (pytest.approx(0.375 + 0.625), pytest.approx(0.375 + 0.125)), "CMD counts both"
+    assert areas([0, 0.25, 1], np.array([0.0, 1.0, 1.0])) == (pytest.approx(0.125 + 0.75), pytest.approx(0.125))
 
 
 def additive(strengths: np.ndarray):
@@ -58,6 +66,18 @@ def test_curves_of_an_additive_model_by_hand():
     assert right.necessity == pytest.approx((0.625 + 0.125) / 4)
     assert wrong.cpr == pytest.approx((0.125 + 0.625) / 4)
     assert right.heads == ["0.1", "0.0", "0.2", "0.3"]
+
+
+def test_the_areas_at_the_sizes_of_mib_by_hand():
+    """Of twelve heads, 0 are kept up to 5 %, then 1, 2, 6 and 12; the first two do it all."""
+    strengths = np.zeros(12)
+    strengths[:2] = 3, 1
+    ranking = measure_curves(additive(strengths), HEADS, {"right": range(12)}).rankings["right"]
+    assert mib_counts(12) == [0] * 6 + [1, 2, 6, 12]
+    cpr = 0.05 * 0.375 + 0.1 * 0.875 + 0.3 + 0.5
+    assert ranking.mib_cpr == pytest.approx(cpr)
+    assert ranking.mib_cmd == pytest.approx(MIB_SIZES[-1] - MIB_SIZES[0] - cpr), "the area begins at 0.1 %"
+    assert ranking.cpr == pytest.approx((0.375 + 0.875 + 10) / 12)
 
 
 def test_curves_are_refused_where_heads_hardly_matter():

@@ -19,21 +19,28 @@ from mechrl.cli import app
 @click.option(
     "--n", "-n", type=click.IntRange(1), help="How many heads, by score.  [default: all; transformer-lens: 10]"
 )
+@click.option(
+    "--heads", callback=app.names, help="eap-ig, auto-circuit, transformer-lens: the circuit of these, as 0.3,0.6."
+)
 @click.option("--method", help="minari: the search whose episodes to write; `mechrl bench --list`.  [default: random]")
 @click.option("--picks", type=click.IntRange(1), help="minari: in an episode.  [default: 35 % of the heads]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="minari: of a random search.  [default: 0]")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Where to.  [default for text: stdout]")
 def export(
-    path: Path, kind: str, tasks: list[str], n: int | None, method: str | None, picks: int | None, seed: int | None,
-    out: Path | None,
+    path: Path, kind: str, tasks: list[str], n: int | None, heads: list[str] | None, method: str | None,
+    picks: int | None, seed: int | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Hand the scores of heads over to other tools.
 
     csv, parquet: a row for every task and head. heads-json: one task, with what the numbers are of. eap-ig: a graph
     for EAP-IG (JSON). auto-circuit: prune scores for AutoCircuit (torch.save). transformer-lens: Python that ablates
     the best heads. minari: a folder with the evaluation episodes of a search, for offline reinforcement learning.
+
+    With --heads, eap-ig and auto-circuit hold that circuit instead of scores; transformer-lens ablates all other heads.
     """
     if kind == "minari":
+        if heads is not None:
+            raise click.UsageError("--heads does not go with --format minari")
         return _export_trajectories(path, tasks, n, method, picks, seed, out)
     for flag, value in (("--method", method), ("--picks", picks), ("--seed", seed)):
         if value is not None:
@@ -49,7 +56,7 @@ def export(
         raise click.UsageError(f"--out {out} would overwrite the cache or its manifest")
     if out is not None and out.is_file() and _first_bytes(out) == b"\x89HDF\r\n\x1a\n":
         raise click.UsageError(f"--out {out} would overwrite another cache")
-    data = export_cache(Cache.open(path), kind, tasks, n)
+    data = export_cache(Cache.open(path), kind, tasks, n, heads)
     if out is None:
         return click.echo(data, nl=False)  # bytes: a terminal's encoding must not change them
     check_writable(out)

@@ -180,14 +180,18 @@ def _curves(task: str, curves: Curves) -> Block:
         )  # fmt: skip
         figures.append(Figure(f"Logit difference with {what}, {task}", caption, plot, table))
     rows = [
-        [ranking, number(r.cpr, 3), number(r.cmd, 3), number(r.necessity, 3), ", ".join(r.heads[:10])]
+        [ranking, *(number(v, 3) for v in (r.cpr, r.cmd, r.mib_cpr, r.mib_cmd, r.necessity)), ", ".join(r.heads[:10])]
         for ranking, r in curves.rankings.items()
     ]
-    columns = ["ranking", "head-CPR", "head-CMD", "necessity", "heads, the first first"]
+    columns = [
+        "ranking", "head-CPR", "head-CMD", "CPR at MIB's sizes", "CMD at MIB's sizes", "necessity",
+        "heads, the first first",
+    ]  # fmt: skip
     caption = (
         "With f(k) = (m(k) − m(empty)) ÷ (m(full) − m(empty)): CPR = ∫ f, CMD = ∫ |1 − f| over the share of heads "
-        "kept, after the definitions of MIB (arXiv 2504.13151). MLPs are kept, and heads are removed whole, by the "
-        "cache's ablation: these are not MIB's edge-level numbers. The agent's ranking ends with heads it never looked "
-        "at, in the model's order."
+        "kept, after the definitions of MIB (arXiv 2504.13151). At MIB's sizes, they are taken from ten points alone: "
+        "0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50 and 100 % of the heads, rounded down. MLPs are kept, and heads are removed "
+        "whole, by the cache's ablation: these are not MIB's edge-level numbers. The agent's ranking ends with heads "
+        "it never looked at, in the model's order."
     )
     return Block(title, curve_claims(curves), figures=figures, tables=[Table(columns, rows, caption)])
