@@ -69,3 +69,25 @@ def test_tables_are_listed(call):
 def test_the_table_of_mini_is_of_the_mini_that_comes_with_it():
     cache = Cache.load("mini")
     assert cache.attributes["model_sha256"] == load_model(str(MINI), device="cpu").sha256
+
+
+def test_the_table_of_smollm2_says_what_was_measured():
+    """Best head of each task by damage, in nats, as the build printed and `mechrl-cache top` showed them."""
+    cache = Cache.load("smollm2-135m")
+    assert (cache.n_layers, cache.n_heads, cache.attributes["prepend_bos"]) == (30, 9, False)
+    assert cache.attributes["weight_processing"].startswith("dequantised from Q4_1")
+    best = {}
+    for task in cache.tasks:
+        damage = cache.damage(task).mean(0)
+        layer, head = divmod(int(damage.argmax()), 9)
+        best[task] = (f"{layer}.{head}", round(float(cache.clean(task).mean()), 2), round(float(damage.max()), 2))
+    assert best == {
+        "ioi": ("23.3", 4.86, 2.56),
+        "docstring": ("16.0", 7.30, 2.46),
+        "country_capital": ("23.4", 7.98, 4.74),
+        "gendered_pronoun": ("25.2", 4.97, 3.33),
+        "successor": ("23.3", 4.15, 1.91),
+        "subject_verb_agreement": ("26.0", 1.95, 1.40),
+        "bracket_closing": ("26.6", 6.29, 4.02),
+    }
+    assert cache.content.arrays["/control/clean"].mean() == pytest.approx(3.489, abs=1e-3)
