@@ -72,7 +72,7 @@ def faithfulness(measured: np.ndarray, full: float, empty: float) -> np.ndarray:
 def areas(shares: Sequence[float] | np.ndarray, faithful: np.ndarray) -> tuple[float, float]:
     """CPR and CMD: the area under `faithful`, and that between it and 1, over the share of heads (trapezoids).
 
-    The rule is MIB's: the shares count as they are, not their logarithms, and |1 − f| is taken at the points alone.
+    The rule is MIB's: the shares count as they are, not their logarithms, and `|1 − f|` is taken at the points alone.
 
     :param shares: of the heads, rising to 1.
     :param faithful: faithfulness at each.
