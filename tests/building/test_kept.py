@@ -176,20 +176,20 @@ def test_kept_lists_and_clears(tiny, tmp_path, own_home, call):
     assert [path.name for path in own_home.rglob("*") if path.is_file()] == ["fetched.gguf"]
 
 
-def test_the_model_writes_its_own_control_text(mini):
-    spans = sampled_spans(mini, 5, TRAIN)
+def test_the_model_writes_its_own_control_text(tiny):
+    spans = sampled_spans(tiny, 5, TRAIN)
     assert spans.shape == (5, 61)
-    assert (spans[:, 0] == mini.vocabulary.bos).all()
-    special = set(mini.vocabulary.tokenizer.all_special_ids)
+    assert (spans[:, 0] == tiny.vocabulary.bos).all()
+    special = set(tiny.vocabulary.tokenizer.all_special_ids)
     assert not special & set(spans[:, 1:].ravel().tolist())
-    np.testing.assert_array_equal(spans, sampled_spans(mini, 5, TRAIN))
-    assert (spans != sampled_spans(mini, 5, EVALUATION)).any(1).all()
-    assert (spans != sampled_spans(mini, 5, TRAIN, seed=1)).any(1).all()
+    np.testing.assert_array_equal(spans, sampled_spans(tiny, 5, TRAIN))
+    assert (spans != sampled_spans(tiny, 5, EVALUATION)).any(1).all()
+    assert (spans != sampled_spans(tiny, 5, TRAIN, seed=1)).any(1).all()
     assert len({tuple(span) for span in spans.tolist()}) == 5
-    without = replace(mini, vocabulary=Vocabulary(mini.vocabulary.tokenizer, mini.vocabulary.rows, bos=False))
+    without = replace(tiny, vocabulary=Vocabulary(tiny.vocabulary.tokenizer, tiny.vocabulary.rows, bos=False))
     words = sampled_spans(without, 4, TRAIN, span=10)
     assert words.shape == (4, 10)
-    assert set(words[:, 0].tolist()) <= set(mini.vocabulary.word_ids)
+    assert set(words[:, 0].tolist()) <= set(tiny.vocabulary.word_ids)
 
 
 def test_spans_are_sampled_at_temperature_one(mini):
