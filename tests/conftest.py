@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers import SMALL
+from helpers import SMALL, tiny_model
 
 from mechrl.building.build import build
 from mechrl.cache.reader import Cache
@@ -50,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def mini() -> Model:
     """The embedded model."""
     return load_model("mini", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A random model of 2 layers × 2 heads, for what does not hang on the numbers; its name is its folder."""
+    return load_model(str(tiny_model(tmp_path_factory.mktemp("models") / "tiny")), device="cpu")
 
 
 @pytest.fixture(scope="session")

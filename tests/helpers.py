@@ -161,6 +161,14 @@ def save(model: PreTrainedModel, folder: Path, bos: bool = True) -> Path:
     return folder
 
 
+def tiny_model(folder: Path) -> Path:
+    """A random model of 2 layers × 2 heads: what a build does is seen on it as on a larger one, in a second."""
+    config = GPT2Config(
+        vocab_size=1106, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return save(randomize(GPT2LMHeadModel(config)), folder)
+
+
 def hub_cache(folder: Path, name: str, revision: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of one revision in a local cache of the hub, which from now on is the one that is used."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import ARCHITECTURES, SMALL, randomize, save, table_cache
+from helpers import ARCHITECTURES, randomize, save, table_cache
 from scipy import stats
 
 from mechrl.ablation import reference
@@ -89,66 +89,72 @@ def test_a_cache_without_pairs_says_how_to_get_them(small_cache, call):
     assert "build a cache with sets of pairs" in err
 
 
-def test_two_builds_are_the_same_cache(mini, small_cache, tmp_path):
-    again = Cache.open(build(mini, SMALL, tmp_path / "mini.h5"))
-    assert again.sha256 == small_cache.sha256
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mini.h5", "mini.h5.json"]
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """What an uninterrupted build of `tiny` makes."""
+    return Cache.open(build(tiny, TINY, tmp_path_factory.mktemp("whole") / "whole.h5"))
+
+
+def test_two_builds_are_the_same_cache(tiny, whole, tmp_path):
+    again = Cache.open(build(tiny, TINY, tmp_path / "again.h5"))
+    assert again.sha256 == whole.sha256
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.h5", "again.h5.json"]
     assert json.loads(manifest_path(again.path).read_text())["content_sha256"] == again.sha256
 
 
-def test_an_interrupted_build_goes_on_where_it_stopped(mini, tmp_path):
-    whole = Cache.open(build(mini, TINY, tmp_path / "whole.h5"))
+def test_an_interrupted_build_goes_on_where_it_stopped(tiny, whole, tmp_path):
     out = tmp_path / "out.h5"
-
+    work = Work(tiny, prepare(tiny, TINY), TINY)
+    last = work.of(Piece("ioi", 8, 4))
     told = []
 
     def stop(done, total):
         told.append(done)
-        if done > 0.95 * total:  # the second shard of ioi is half done
+        if done > total - last / 2:  # the second shard of ioi is half done
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(mini, TINY, out, on_progress=stop)
+        build(tiny, TINY, out, on_progress=stop)
     assert not out.exists()
     shards = {p: p.stat().st_mtime_ns for p in (tmp_path / "out.h5.build").glob("*.h5")}
     assert len(shards) == 2
     (tmp_path / "out.h5.build" / "ioi-0000000.h5").write_bytes(b"damaged")
     counted = []
-    again = Cache.open(build(mini, TINY, out, on_progress=lambda done, total: counted.append(done)))
+    again = Cache.open(build(tiny, TINY, out, on_progress=lambda done, total: counted.append(done)))
     assert again.sha256 == whole.sha256
-    control = Work(mini, prepare(mini, TINY), TINY).of(Piece("control", 0, 6))
+    control = work.of(Piece("control", 0, 6))
     assert counted[0] == control, "control was kept, the damaged shard was not"
     assert counted[: len(told) - told.index(control) - 1] == told[told.index(control) + 1 :]
     assert not (tmp_path / "out.h5.build").exists()
 
 
-def test_a_build_with_other_settings_is_refused_with_the_difference(mini, tmp_path, monkeypatch):
+def test_a_build_with_other_settings_is_refused_with_the_difference(tiny, tmp_path, monkeypatch):
     out = tmp_path / "out.h5"
     monkeypatch.setattr(build_module, "merge", lambda shards: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        build(mini, TINY, out)
+        build(tiny, TINY, out)
     assert list((tmp_path / "out.h5.build").glob("*.h5"))
     with pytest.raises(FileError, match="seed 0 → 1"):
-        build(mini, BuildSettings(tasks=("ioi",), batches=6, batch_size=2, control_batches=3, seed=1), out)
+        build(tiny, BuildSettings(tasks=("ioi",), batches=6, batch_size=2, control_batches=3, seed=1), out)
 
 
-def test_a_number_that_is_not_finite_names_task_and_rows(mini, tmp_path, monkeypatch):
+def test_a_number_that_is_not_finite_names_task_and_rows(tiny, tmp_path, monkeypatch):
     def broken(self, prompts, replacement):
         raise MachineError("nan on prompt 3 of the batch with head 0.1 ablated")
 
     monkeypatch.setattr("mechrl.building.workers.worker.Worker._task", broken)
     with pytest.raises(MachineError, match=r"ioi, rows 0 to 1: nan on prompt 3 .* head 0.1"):
-        build(mini, TINY, tmp_path / "out.h5")
+        build(tiny, TINY, tmp_path / "out.h5")
 
 
 @pytest.mark.parametrize(("kind", "with_twins"), [("zero", 0), ("counterfactual", 1)])
-def test_a_batch_is_run_through_the_intact_model_once(mini, tmp_path, monkeypatch, kind, with_twins):
+def test_a_batch_is_run_through_the_intact_model_once(tiny, tmp_path, monkeypatch, kind, with_twins):
     """Only what starts from tokens embeds: the intact model, the twins, and the five points of attribution."""
     embedded = []
     batch = Worker._batch
 
     def counted(self, shard, rows):
-        handle = mini.bridge.embed.register_forward_hook(lambda *_: embedded.append(shard.piece.name))
+        handle = tiny.bridge.embed.register_forward_hook(lambda *_: embedded.append(shard.piece.name))
         try:
             return batch(self, shard, rows)
         finally:
@@ -156,11 +162,11 @@ def test_a_batch_is_run_through_the_intact_model_once(mini, tmp_path, monkeypatc
 
     monkeypatch.setattr(Worker, "_batch", counted)
     settings = BuildSettings(tasks=("ioi",), batches=3, batch_size=2, control_batches=3, ablation=kind)
-    build(mini, settings, tmp_path / "out.h5")
+    build(tiny, settings, tmp_path / "out.h5")
     assert Counter(embedded) == dict.fromkeys(("ioi", "control"), 3 * (1 + with_twins + STEPS))
 
 
-def test_two_builds_of_one_file_at_once_are_refused(mini, tmp_path):
+def test_two_builds_of_one_file_at_once_are_refused(tiny, tmp_path):
     out = tmp_path / "out.h5"
     refused = []
 
@@ -168,29 +174,28 @@ def test_two_builds_of_one_file_at_once_are_refused(mini, tmp_path):
         if 0 < done < total:
             return
         with pytest.raises(UsageError, match=f"being built by process {os.getpid()}"):
-            build(mini, TINY, out)
+            build(tiny, TINY, out)
         refused.append(done)
 
-    build(mini, TINY, out, on_progress=build_again)
+    build(tiny, TINY, out, on_progress=build_again)
     assert len(set(refused)) == 2, "at the beginning and at the end"
 
 
-def test_leftovers_of_a_killed_build_are_removed(mini, tmp_path):
+def test_leftovers_of_a_killed_build_are_removed(tiny, tmp_path):
     (tmp_path / "out.h5.build").mkdir()
     for leftover in (".out.h5.123.tmp", ".out.h5.json.new.123.tmp", "out.h5.build/.ioi-0000000.h5.123.tmp"):
         (tmp_path / leftover).write_text("half")
-    build(mini, TINY, tmp_path / "out.h5")
+    build(tiny, TINY, tmp_path / "out.h5")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.h5", "out.h5.json"]
 
 
 @pytest.fixture(scope="module")
-def shards(mini, tmp_path_factory):
+def shards(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    return [build(mini, TINY, folder / f"{i}.h5", shard=(i, 3)) for i in (1, 2, 3)]
+    return [build(tiny, TINY, folder / f"{i}.h5", shard=(i, 3)) for i in (1, 2, 3)]
 
 
-def test_merged_shards_are_the_unsharded_cache(mini, shards, tmp_path):
-    whole = Cache.open(build(mini, TINY, tmp_path / "whole.h5"))
+def test_merged_shards_are_the_unsharded_cache(shards, whole, tmp_path):
     merge_files(tmp_path / "merged.h5", [shards[i] for i in (2, 0, 1)])
     assert Cache.open(tmp_path / "merged.h5").sha256 == whole.sha256
     assert whole.attribution("ioi", integrated=True).shape == whole.damage("ioi").shape
@@ -198,7 +203,7 @@ def test_merged_shards_are_the_unsharded_cache(mini, shards, tmp_path):
         Cache.open(shards[0])
 
 
-def test_shards_that_do_not_make_a_cache_are_refused(mini, shards, tmp_path):
+def test_shards_that_do_not_make_a_cache_are_refused(tiny, shards, whole, tmp_path):
     out = tmp_path / "merged.h5"
     with pytest.raises(FileError, match="a part is missing: there is none with ioi rows from"):
         merge_files(out, shards[:2])
@@ -209,15 +214,14 @@ def test_shards_that_do_not_make_a_cache_are_refused(mini, shards, tmp_path):
     write_content(tmp_path / "other.h5", Content(content.arrays, other))
     with pytest.raises(FileError, match="different builds: seed is 0 and 9"):
         merge_files(out, [*shards[:2], tmp_path / "other.h5"])
-    whole = build(mini, TINY, tmp_path / "whole.h5")
     with pytest.raises(FileError, match="not a part of a build but a finished cache"):
-        merge_files(out, [whole])
+        merge_files(out, [whole.path])
     with pytest.raises(UsageError, match="use at most 3 shards"):
-        build(mini, TINY, out, shard=(4, 4))
+        build(tiny, TINY, out, shard=(4, 4))
     assert not out.exists()
 
 
-def test_parts_made_from_different_versions_of_a_task_file_are_refused(mini, tmp_path):
+def test_parts_made_from_different_versions_of_a_task_file_are_refused(tiny, tmp_path):
     lines = [
         {"prompt": f"Mary saw the {a} and the {b} and the", "answer": f" {a}", "wrong": f" {b}"}
         for a in ("ring", "bone", "book", "ball")
@@ -228,7 +232,7 @@ def test_parts_made_from_different_versions_of_a_task_file_are_refused(mini, tmp
         (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         file = read_task_file(tmp_path / "own.jsonl")
         settings = replace(TINY, tasks=(), files=(file,), batch_size=2)
-        return build(mini, settings, tmp_path / f"{index}.h5", shard=(index, 2))
+        return build(tiny, settings, tmp_path / f"{index}.h5", shard=(index, 2))
 
     first, second = part(1, lines), part(2, lines)
     merge_files(tmp_path / "good.h5", [first, second])
@@ -263,17 +267,17 @@ def test_wrong_settings_are_refused(settings, message):
         BuildSettings(**settings)
 
 
-def test_control_spans_shrink_to_a_short_context(mini, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(mini), "n_ctx", property(lambda self: 30))
-    spans = Cache.open(build(mini, TINY, tmp_path / "out.h5")).content.arrays["/control/tokens"]
+def test_control_spans_shrink_to_a_short_context(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(tiny), "n_ctx", property(lambda self: 30))
+    spans = Cache.open(build(tiny, TINY, tmp_path / "out.h5")).content.arrays["/control/tokens"]
     assert spans.shape[1] == 30
-    assert (spans[:, 0] == mini.vocabulary.bos).all()
+    assert (spans[:, 0] == tiny.vocabulary.bos).all()
 
 
-def test_prompts_longer_than_the_context_are_refused(mini, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(mini), "n_ctx", property(lambda self: 10))
-    with pytest.raises(UsageError, match=r"task 'ioi' has \d+ tokens in a sequence and 'mini' takes 10"):
-        build(mini, TINY, tmp_path / "out.h5")
+def test_prompts_longer_than_the_context_are_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(tiny), "n_ctx", property(lambda self: 10))
+    with pytest.raises(UsageError, match=rf"task 'ioi' has \d+ tokens in a sequence and '{tiny.name}' takes 10"):
+        build(tiny, TINY, tmp_path / "out.h5")
 
 
 def test_bootstrap_agrees_with_scipy_when_every_row_is_a_group():

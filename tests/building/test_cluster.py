@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from mechrl.ablation.replacement import NOTHING
+from mechrl.building import build as build_module
 from mechrl.building.build import build
 from mechrl.building.merge import Piece
 from mechrl.building.settings import BuildSettings
@@ -23,12 +24,18 @@ from mechrl.errors import FileError, MachineError, UsageError
 from mechrl.tasks import TASKS, TRAIN, generate
 
 pytest.importorskip("distributed")
-SETTINGS = BuildSettings(tasks=("induction", "ioi"), batches=16, batch_size=4, control_batches=16)
+SETTINGS = BuildSettings(tasks=("induction", "ioi"), batches=3, batch_size=4, control_batches=3)
+
+
+@pytest.fixture
+def a_shard_for_each_batch(monkeypatch):
+    """A small build has many shards, as a large one has: nine of them are to be given to workers."""
+    monkeypatch.setattr(build_module, "SHARD_BATCHES", 1)
 
 
 @pytest.fixture(scope="module")
-def whole(mini, tmp_path_factory):
-    return Cache.open(build(mini, SETTINGS, tmp_path_factory.mktemp("whole") / "whole.h5"))
+def whole(tiny, tmp_path_factory):
+    return Cache.open(build(tiny, SETTINGS, tmp_path_factory.mktemp("whole") / "whole.h5"))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,7 @@ def in_this_process(mini, monkeypatch):
     monkeypatch.setattr("mechrl.models.load_model", lambda name, device, revision: mini)
 
 
-def test_a_build_goes_on_when_a_worker_is_killed(mini, whole, dask_cluster, tmp_path):
+def test_a_build_goes_on_when_a_worker_is_killed(tiny, whole, dask_cluster, tmp_path, a_shard_for_each_batch):
     address, workers = dask_cluster
     progress = []
 
@@ -87,7 +94,7 @@ def test_a_build_goes_on_when_a_worker_is_killed(mini, whole, dask_cluster, tmp_
 
     with connect(None, address) as client:
         assert len(client.scheduler_info()["workers"]) == 2 or client.wait_for_workers(2, timeout=60) is None
-        out = build(mini, SETTINGS, tmp_path / "out.h5", on_progress=kill_one, cluster=client, device="cpu")
+        out = build(tiny, SETTINGS, tmp_path / "out.h5", on_progress=kill_one, cluster=client, device="cpu")
         assert len(client.scheduler_info()["workers"]) == 1
     workers[0].wait()
     assert progress[-1] == 1
@@ -96,9 +103,10 @@ def test_a_build_goes_on_when_a_worker_is_killed(mini, whole, dask_cluster, tmp_
 
 
 @pytest.mark.slow
-def test_two_local_workers_build_the_same_cache(whole, tmp_path, call):
+def test_two_local_workers_build_the_same_cache(tiny, whole, tmp_path, call):
     out = tmp_path / "out.h5"
-    arguments = "--tasks induction,ioi --batches 16 --batch-size 4 --control-batches 16 --workers 2 --device cpu"
+    sizes = "--tasks induction,ioi --batches 3 --batch-size 4 --control-batches 3 --control-text prose"
+    arguments = f"--model {tiny.name} {sizes} --workers 2 --device cpu"
     code, _, stderr = call(command, "build", *arguments.split(), "--out", out)
     assert code == 0, stderr
     assert "2 workers" in stderr
@@ -173,13 +181,10 @@ def test_a_folder_that_a_worker_does_not_have(recipe, shard, monkeypatch, tmp_pa
         raise refusal
 
 
-def test_a_shard_that_fails_three_times_stops_the_build_and_the_rest_is_kept(mini, tmp_path):
+def test_a_shard_that_fails_three_times_stops_the_build_and_the_rest_is_kept(tiny, tmp_path, a_shard_for_each_batch):
     """With the real scheduler: one shard's prompts hold a token that the model does not have."""
     out = tmp_path / "out.h5"
-    settings = replace(SETTINGS, batches=8, control_batches=4)
-    from mechrl.building import build as module
-
-    honest = module.prepare
+    honest = build_module.prepare
 
     def spoilt(*args):
         material = honest(*args)
@@ -187,12 +192,12 @@ def test_a_shard_that_fails_three_times_stops_the_build_and_the_rest_is_kept(min
         return material
 
     with pytest.MonkeyPatch.context() as patch, connect(1, None) as client:
-        patch.setattr(module, "prepare", spoilt)
-        with pytest.raises(MachineError, match="ioi, rows from 16 on, failed 3 times: IndexError"):
-            build(mini, settings, out, cluster=client, device="cpu")
+        patch.setattr(build_module, "prepare", spoilt)
+        with pytest.raises(MachineError, match="ioi, rows from 8 on, failed 3 times: IndexError"):
+            build(tiny, SETTINGS, out, cluster=client, device="cpu")
         kept = sorted(p.name for p in (tmp_path / "out.h5.build").glob("*.h5"))
     assert not out.exists()
-    assert "ioi-0000016.h5" not in kept
+    assert "ioi-0000008.h5" not in kept
     assert kept
 
 

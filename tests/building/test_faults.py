@@ -6,10 +6,12 @@ import random
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers import table_cache
 
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.sweep import sweep_task
@@ -22,7 +24,13 @@ from mechrl.cache.storage import manifest_path, read_content
 from mechrl.errors import FileError, MachineError
 from mechrl.tasks import TASKS, TRAIN, generate
 
-SETTINGS = BuildSettings(tasks=("induction", "ioi"), batches=8, batch_size=2, control_batches=8)
+SETTINGS = BuildSettings(tasks=("induction", "ioi"), batches=3, batch_size=2, control_batches=3)
+
+
+@pytest.fixture(autouse=True)
+def a_shard_for_each_batch(monkeypatch):
+    """A small build has many shards, as a large one has: three of each task, and of control."""
+    monkeypatch.setattr(build_module, "SHARD_BATCHES", 1)
 
 
 def in_a_process(model, out):
@@ -33,10 +41,10 @@ def in_a_process(model, out):
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_builds_go_on_and_end_in_the_same_cache(mini, tmp_path, kills):
+def test_killed_builds_go_on_and_end_in_the_same_cache(tiny, tmp_path, kills):
     """At random moments of a build's life: of the forward, the writing of shards, the merge, the manifest."""
     start = time.monotonic()
-    process = in_a_process(mini, tmp_path / "whole.h5")
+    process = in_a_process(tiny, tmp_path / "whole.h5")
     process.join()
     duration = time.monotonic() - start
     whole = Cache.open(tmp_path / "whole.h5").sha256
@@ -44,7 +52,7 @@ def test_killed_builds_go_on_and_end_in_the_same_cache(mini, tmp_path, kills):
     killed, found, had_parts = 0, set(), 0
     while killed < kills:
         out = tmp_path / f"{killed}.h5"
-        process = in_a_process(mini, out)
+        process = in_a_process(tiny, out)
         start = time.monotonic()
         # A third of the kills fall into the last tenth, where files are merged and put in place.
         process.join(duration * (rng.uniform(0.9, 1) if killed % 3 == 0 else rng.uniform(0.02, 1)))
@@ -57,7 +65,7 @@ def test_killed_builds_go_on_and_end_in_the_same_cache(mini, tmp_path, kills):
         process.join()
         killed += 1
         had_parts += any((tmp_path / f"{out.name}.build").glob("*.h5"))
-        process = in_a_process(mini, out)
+        process = in_a_process(tiny, out)
         process.join()
         assert process.exitcode == 0
         found.add(Cache.open(out).sha256)
@@ -67,49 +75,48 @@ def test_killed_builds_go_on_and_end_in_the_same_cache(mini, tmp_path, kills):
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may mount a small file system")
-def test_a_build_on_a_full_disk_keeps_the_earlier_cache_and_goes_on(mini, tmp_path, monkeypatch):
+def test_a_build_on_a_full_disk_keeps_the_earlier_cache_and_goes_on(tiny, tmp_path, monkeypatch):
     small = tmp_path / "small"
     small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small file system cannot be mounted here")
     try:
         out = small / "out.h5"
-        earlier = BuildSettings(tasks=("ioi",), batches=3, batch_size=2, control_batches=3)
-        build(mini, earlier, out)
+        build(tiny, replace(SETTINGS, tasks=("ioi",)), out)
         before = out.read_bytes()
         with pytest.raises(MachineError, match=r"the disk has 0\.\d MB free"):
-            build(mini, SETTINGS, out)
+            build(tiny, SETTINGS, out)
         monkeypatch.setattr(build_module, "check_space", lambda folder, need: None)  # others fill it meanwhile
         with pytest.raises(MachineError, match=r"cannot write .*No space left on device"):
-            build(mini, SETTINGS, out)
+            build(tiny, SETTINGS, out)
         assert out.read_bytes() == before
         Cache.open(out)
         kept = list((small / "out.h5.build").glob("*.h5"))
         assert kept
         subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
-        times = {path: path.stat().st_mtime_ns for path in kept}
         changed = []
-        build(mini, SETTINGS, out, on_progress=lambda done, total: changed.append(done / total))
+        build(tiny, SETTINGS, out, on_progress=lambda done, total: changed.append(done / total))
         assert changed[0] > 0, "the finished shards were swept again"
-        assert times
-        build(mini, SETTINGS, tmp_path / "elsewhere.h5")
+        build(tiny, SETTINGS, tmp_path / "elsewhere.h5")
         assert Cache.open(out).sha256 == Cache.open(tmp_path / "elsewhere.h5").sha256
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_300_changed_bytes_are_refused_or_change_nothing(small_cache, tmp_path):
+def test_300_changed_bytes_are_refused_or_change_nothing(tmp_path):
     """Without the manifest, so that the file has to speak for itself; with it, whatever is changed is refused."""
-    good = small_cache.path.read_bytes()
     rng = np.random.default_rng(0)
+    damage, control = rng.normal(size=(2, 256, 48))
+    honest = table_cache(tmp_path / "honest.h5", {"a": damage}, control, 6, 8)
+    good = honest.path.read_bytes()
     path = tmp_path / "changed.h5"
     refused = 0
     for position in rng.integers(0, len(good), 300):
         changed = bytearray(good)
         changed[position] ^= int(rng.integers(1, 256))
         path.write_bytes(changed)
-        manifest_path(path).write_bytes(manifest_path(small_cache.path).read_bytes())
+        manifest_path(path).write_bytes(manifest_path(honest.path).read_bytes())
         with pytest.raises(FileError, match="was changed since it was written"):
             read_content(path)
         manifest_path(path).unlink()
@@ -118,10 +125,10 @@ def test_300_changed_bytes_are_refused_or_change_nothing(small_cache, tmp_path):
         except FileError:
             refused += 1
             continue
-        assert content.attributes == small_cache.content.attributes
-        assert content.arrays.keys() == small_cache.content.arrays.keys()
+        assert content.attributes == honest.content.attributes
+        assert content.arrays.keys() == honest.content.arrays.keys()
         for name, array in content.arrays.items():
-            np.testing.assert_array_equal(array, small_cache.content.arrays[name], strict=True)
+            np.testing.assert_array_equal(array, honest.content.arrays[name], strict=True)
     assert refused > 100, "most of a file is numbers"
 
 
@@ -158,28 +165,28 @@ def test_memory_that_ran_out_is_told_from_other_errors(mini, monkeypatch):
         sweep_task(Forward(mini), generate(TASKS["ioi"], mini.vocabulary, 2, TRAIN))
 
 
-def test_a_resumed_build_takes_the_pass_size_that_was_found(mini, tmp_path, monkeypatch):
+def test_a_resumed_build_takes_the_pass_size_that_was_found(tiny, tmp_path, monkeypatch):
     out = tmp_path / "out.h5"
     task = Worker._task
 
-    def runs_out_once(self, prompts, replacement):
-        self.forward.pass_tokens = min(self.forward.pass_tokens, 1000)
-        return task(self, prompts, replacement)
+    ran = []
 
-    def stop(done, total):
-        if done > total / 2:
+    def runs_out_once(self, prompts, replacement):
+        if len(ran) == 2:  # shards that are finished
             raise KeyboardInterrupt
+        self.forward.pass_tokens = min(self.forward.pass_tokens, 1000)
+        ran.append(task(self, prompts, replacement))
+        return ran[-1]
 
     monkeypatch.setattr(Worker, "_task", runs_out_once)
-    settings = BuildSettings(tasks=("ioi", "induction"), batches=8, batch_size=2, control_batches=3)
     with pytest.raises(KeyboardInterrupt):
-        build(mini, settings, out, on_progress=stop)
+        build(tiny, SETTINGS, out)
     used = []
     monkeypatch.setattr(
         Worker,
         "_task",
         lambda self, prompts, replacement: used.append(self.forward.pass_tokens) or task(self, prompts, replacement),
     )
-    assert Cache.open(build(mini, settings, out)).attributes["effective_batch"] == 1000
+    assert Cache.open(build(tiny, SETTINGS, out)).attributes["effective_batch"] == 1000
     assert set(used) == {1000}, "the resumed shards were swept in passes of another size"
-    assert Cache.open(build(mini, settings, tmp_path / "new.h5")).attributes["effective_batch"] > 1000
+    assert Cache.open(build(tiny, SETTINGS, tmp_path / "new.h5")).attributes["effective_batch"] > 1000

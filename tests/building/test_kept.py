@@ -15,7 +15,6 @@ from mechrl.building.workers.worker import Worker
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import FileError, MachineError, UsageError
-from mechrl.models import MINI, load_model
 from mechrl.tasks import EVALUATION, TRAIN
 from mechrl.tasks.control import read_control
 from mechrl.tasks.sampled import sampled_spans
@@ -46,11 +45,11 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(one[path], other[path], err_msg=path)
 
 
-def test_a_second_build_takes_control_from_the_first(mini, tmp_path, own_home, swept):
-    first = Cache.open(build(mini, ONE, tmp_path / "first.h5"))
+def test_a_second_build_takes_control_from_the_first(tiny, tmp_path, own_home, swept):
+    first = Cache.open(build(tiny, ONE, tmp_path / "first.h5"))
     n = swept.count("_control")
     assert n == ONE.control_batches
-    second = Cache.open(build(mini, replace(ONE, tasks=("docstring",)), tmp_path / "second.h5"))
+    second = Cache.open(build(tiny, replace(ONE, tasks=("docstring",)), tmp_path / "second.h5"))
     assert swept.count("_control") == n, "control was not swept again"
     assert_same(arrays(first, "/control"), arrays(second, "/control"))
     assert_same(arrays(first, "/sites"), arrays(second, "/sites"))
@@ -59,53 +58,61 @@ def test_a_second_build_takes_control_from_the_first(mini, tmp_path, own_home, s
     assert len(list((own_home / "control").iterdir())) == 1
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"ablation": "mean_control"}, {"control_batches": 4}])
-def test_another_control_is_swept(mini, tmp_path, swept, change):
-    build(mini, ONE, tmp_path / "first.h5")
-    del swept[:]
-    build(mini, replace(ONE, **change), tmp_path / "second.h5")
-    assert swept.count("_control") == change.get("control_batches", ONE.control_batches)
+def test_another_control_is_swept(tiny, tmp_path, swept):
+    build(tiny, ONE, tmp_path / "first.h5")
+    for change in ({"seed": 1}, {"ablation": "mean_control"}, {"control_batches": 4}):
+        del swept[:]
+        build(tiny, replace(ONE, **change), tmp_path / "second.h5")
+        assert swept.count("_control") == change.get("control_batches", ONE.control_batches), change
 
 
-@pytest.mark.parametrize("harm", ["cut", "bit", "other key"])
-def test_a_kept_file_that_is_not_sound_is_not_used(mini, tmp_path, own_home, swept, harm, capsys):
-    whole = Cache.open(build(mini, ONE, tmp_path / "first.h5"))
+def test_a_kept_file_that_is_not_sound_is_not_used(tiny, tmp_path, own_home, swept, capsys):
+    whole = Cache.open(build(tiny, ONE, tmp_path / "first.h5"))
     (file,) = (own_home / "control").iterdir()
-    if harm == "cut":
+
+    def cut():
         file.write_bytes(file.read_bytes()[:-4000])
-    elif harm == "bit":
+
+    def bit():
         with h5py.File(file, "r+") as opened:
             opened["/control/clean"][0] += 1
-    else:
+
+    def other_key():
         with h5py.File(file, "r+") as opened:
             opened.attrs["control_key"] = json.dumps({"spans": "others"})
+
+    for harm in (cut, bit, other_key):
+        harm()
+        del swept[:]
+        again = Cache.open(build(tiny, ONE, tmp_path / "second.h5"))  # which keeps a sound one
+        assert swept.count("_control") == ONE.control_batches, harm
+        assert f"the control sweep in {file} is not used" in capsys.readouterr().err, harm
+        assert_same(arrays(whole), arrays(again))
     del swept[:]
-    again = Cache.open(build(mini, ONE, tmp_path / "second.h5"))
-    assert swept.count("_control") == ONE.control_batches
-    assert f"the control sweep in {file} is not used" in capsys.readouterr().err
-    assert_same(arrays(whole), arrays(again))
+    build(tiny, ONE, tmp_path / "third.h5")
+    assert "_control" not in swept, "unharmed, it is used"
 
 
-def test_who_cannot_write_there_builds_all_the_same(mini, tmp_path, own_home, capsys):
+def test_who_cannot_write_there_builds_all_the_same(tiny, tmp_path, own_home, capsys):
     (own_home / "control").write_text("no folder")
-    Cache.open(build(mini, ONE, tmp_path / "first.h5"))
+    Cache.open(build(tiny, ONE, tmp_path / "first.h5"))
     assert "is not kept for the next build" in capsys.readouterr().err
 
 
-def test_what_is_kept_is_bounded(mini, tmp_path, own_home, monkeypatch):
-    build(mini, ONE, tmp_path / "first.h5")
+def test_what_is_kept_is_bounded(tiny, tmp_path, own_home, monkeypatch):
+    build(tiny, ONE, tmp_path / "first.h5")
     (first,) = (own_home / "control").iterdir()
     monkeypatch.setattr(kept, "MOST_BYTES", first.stat().st_size + 100)
-    build(mini, replace(ONE, seed=1), tmp_path / "second.h5")
+    build(tiny, replace(ONE, seed=1), tmp_path / "second.h5")
     (second,) = (own_home / "control").iterdir()
     assert second != first, "the older one went"
 
 
-def test_added_tasks_are_those_of_one_build(mini, tmp_path, swept, call):
-    whole = Cache.open(build(mini, replace(ONE, tasks=("ioi", "docstring")), tmp_path / "whole.h5"))
-    path = build(mini, ONE, tmp_path / "grown.h5")
+def test_added_tasks_are_those_of_one_build(tiny, tmp_path, swept, call):
+    whole = Cache.open(build(tiny, replace(ONE, tasks=("ioi", "docstring")), tmp_path / "whole.h5"))
+    path = build(tiny, ONE, tmp_path / "grown.h5")
     del swept[:]
-    code, out, _ = call(cache_command, "add", path, "--tasks", "docstring", "--device", "cpu")
+    code, out, _ = call(cache_command, "add", path, "--tasks", "docstring", "--model", tiny.name, "--device", "cpu")
     assert code == 0
     assert "docstring" in out
     assert set(swept) == {"_task"}
@@ -118,18 +125,18 @@ def test_added_tasks_are_those_of_one_build(mini, tmp_path, swept, call):
     ]  # fmt: skip
 
 
-def test_what_cannot_be_added_leaves_the_cache_as_it_was(mini, tmp_path, call, monkeypatch):
-    path = build(mini, ONE, tmp_path / "mini.h5")
+def test_what_cannot_be_added_leaves_the_cache_as_it_was(tiny, tmp_path, call, monkeypatch):
+    path = build(tiny, ONE, tmp_path / "mini.h5")
     before = path.read_bytes()
     cache = Cache.open(path)
     with pytest.raises(UsageError, match="has ioi already"):
-        add_tasks(cache, "mini", ["ioi"])
+        add_tasks(cache, tiny.name, ["ioi"])
     with pytest.raises(UsageError, match="mini is a table that comes with mechrl and does not change"):
         add_tasks(Cache.load("mini"), "mini", ["copy_suppression"])
-    other = replace(mini, sha256="0" * 64)
+    other = replace(tiny, sha256="0" * 64)
     monkeypatch.setattr("mechrl.building.add.load_model", lambda *_, **__: other)
-    with pytest.raises(FileError, match="'mini' is not that model: model_sha256"):
-        add_tasks(cache, "mini", ["docstring"])
+    with pytest.raises(FileError, match=rf"'{tiny.name}' is not that model: model_sha256"):
+        add_tasks(cache, tiny.name, ["docstring"])
     assert call(cache_command, "add", path)[0] == 2
     assert path.read_bytes() == before
 
@@ -146,7 +153,7 @@ def test_a_build_like_a_table_takes_its_control(mini, tmp_path, swept, capsys):
         np.testing.assert_allclose(arrays(Cache.open(path))[name], array, atol=1e-4, err_msg=name)
 
 
-def test_an_imported_cache_takes_no_tasks(tmp_path, mini):
+def test_an_imported_cache_takes_no_tasks(tmp_path):
     from mechrl.cache.imported import import_table
 
     table = tmp_path / "table.csv"
@@ -155,8 +162,8 @@ def test_an_imported_cache_takes_no_tasks(tmp_path, mini):
         add_tasks(Cache.open(import_table(table, "ioi", 2, 3, tmp_path / "x.h5", "m")), "mini", ["docstring"])
 
 
-def test_kept_lists_and_clears(mini, tmp_path, own_home, call):
-    build(mini, ONE, tmp_path / "mini.h5")
+def test_kept_lists_and_clears(tiny, tmp_path, own_home, call):
+    build(tiny, ONE, tmp_path / "mini.h5")
     (own_home / "models" / "some").mkdir(parents=True)
     (own_home / "models" / "some" / "config.json").write_text("{}")
     (own_home / "models" / "fetched.gguf").write_text("weights")
@@ -169,20 +176,20 @@ def test_kept_lists_and_clears(mini, tmp_path, own_home, call):
     assert [path.name for path in own_home.rglob("*") if path.is_file()] == ["fetched.gguf"]
 
 
-def test_the_model_writes_its_own_control_text(mini):
-    spans = sampled_spans(mini, 5, TRAIN)
+def test_the_model_writes_its_own_control_text(tiny):
+    spans = sampled_spans(tiny, 5, TRAIN)
     assert spans.shape == (5, 61)
-    assert (spans[:, 0] == mini.vocabulary.bos).all()
-    special = set(mini.vocabulary.tokenizer.all_special_ids)
+    assert (spans[:, 0] == tiny.vocabulary.bos).all()
+    special = set(tiny.vocabulary.tokenizer.all_special_ids)
     assert not special & set(spans[:, 1:].ravel().tolist())
-    np.testing.assert_array_equal(spans, sampled_spans(mini, 5, TRAIN))
-    assert (spans != sampled_spans(mini, 5, EVALUATION)).any(1).all()
-    assert (spans != sampled_spans(mini, 5, TRAIN, seed=1)).any(1).all()
+    np.testing.assert_array_equal(spans, sampled_spans(tiny, 5, TRAIN))
+    assert (spans != sampled_spans(tiny, 5, EVALUATION)).any(1).all()
+    assert (spans != sampled_spans(tiny, 5, TRAIN, seed=1)).any(1).all()
     assert len({tuple(span) for span in spans.tolist()}) == 5
-    without = replace(mini, vocabulary=Vocabulary(mini.vocabulary.tokenizer, mini.vocabulary.rows, bos=False))
+    without = replace(tiny, vocabulary=Vocabulary(tiny.vocabulary.tokenizer, tiny.vocabulary.rows, bos=False))
     words = sampled_spans(without, 4, TRAIN, span=10)
     assert words.shape == (4, 10)
-    assert set(words[:, 0].tolist()) <= set(mini.vocabulary.word_ids)
+    assert set(words[:, 0].tolist()) <= set(tiny.vocabulary.word_ids)
 
 
 def test_spans_are_sampled_at_temperature_one(mini):
@@ -211,9 +218,9 @@ def test_control_text_is_chosen_by_model_and_by_name(tmp_path):
     assert read_control(tmp_path / "text.txt", "mini")[1] == "Some text."
 
 
-def test_without_bos_the_cache_says_so_and_the_model_is_read_so(tmp_path, mini, call):
-    path = tmp_path / "mini.h5"
-    arguments = ("--tasks", "ioi", "--batches", 3, "--batch-size", 4, "--control-batches", 3, "--out", path)
+def test_without_bos_the_cache_says_so_and_the_model_is_read_so(tmp_path, tiny, call):
+    path = tmp_path / "tiny.h5"
+    arguments = ("--model", tiny.name, "--tasks", "ioi", "--batches", 3, "--batch-size", 4, "--control-batches", 3, "--out", path)
     code, out, err = call(cache_command, "build", "--no-bos", "--control-text", "model", *arguments, "--device", "cpu")
     assert code == 0
     assert "no BOS before a prompt: '<|endoftext|>' is left out" in err
@@ -221,8 +228,9 @@ def test_without_bos_the_cache_says_so_and_the_model_is_read_so(tmp_path, mini, 
     cache = Cache.open(path)
     assert cache.attributes["prepend_bos"] is False
     assert cache.attributes["control_source"] == "model"
-    bos = load_model("mini", device="cpu").vocabulary.bos
+    bos = tiny.vocabulary.bos
+    assert bos is not None
     assert not (cache.prompts("ioi").tokens[:, 0] == bos).any()
     assert not (cache.content.arrays["/control/tokens"] == bos).any()
-    add_tasks(cache, str(MINI), ["docstring"], batches=3)
+    add_tasks(cache, tiny.name, ["docstring"], batches=3)
     assert Cache.open(path).tasks == ["ioi", "docstring"]

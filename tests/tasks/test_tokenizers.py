@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SMALL
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mechrl.building.build import build
 from mechrl.building.material import make_prompts
+from mechrl.building.settings import BuildSettings
 from mechrl.cache.reader import Cache
 from mechrl.cli.cache.tasks import tasks as tasks_command
 from mechrl.errors import FileError, UsageError
@@ -177,9 +177,9 @@ def test_years_in_threes_fit_no_form():
         generate(TASKS["greater_than"], vocabulary, 1, TRAIN)
 
 
-def test_a_cache_says_which_form_its_prompts_have(mini, by_digits, tmp_path, capsys):
-    model = replace(mini, vocabulary=by_digits)
-    settings = replace(SMALL, tasks=("greater_than", "ioi"))
+def test_a_cache_says_which_form_its_prompts_have(tiny, by_digits, tmp_path, capsys):
+    model = replace(tiny, vocabulary=by_digits)
+    settings = BuildSettings(tasks=("greater_than", "ioi"), batches=3, batch_size=8, control_batches=3)
     cache = Cache.open(build(model, settings, tmp_path / "digits.h5"))
     assert "greater_than, in its form for this tokenizer: The decade, one digit, of a year" in capsys.readouterr().err
     assert cache.task_attributes("greater_than")["generator_version"] == 2
@@ -191,8 +191,8 @@ def test_a_cache_says_which_form_its_prompts_have(mini, by_digits, tmp_path, cap
     with pytest.raises(
         FileError, match=r"of version 2 of their generator, and for this model's tokenizer .* version 1"
     ):
-        fresh_prompts(mini, cache, "greater_than", 20)
-    prompts, attributes = make_prompts(mini, "greater_than", settings)
+        fresh_prompts(tiny, cache, "greater_than", 20)
+    prompts, attributes = make_prompts(tiny, "greater_than", settings)
     assert attributes["generator_version"] == 1
     assert "in its form" not in capsys.readouterr().err
     assert set(prompts.length) == {13}
