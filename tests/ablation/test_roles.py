@@ -10,8 +10,9 @@ from helpers import ARCHITECTURES, randomize, save, table_cache
 from transformer_lens import head_detector
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from mechrl.ablation import ROLES, roles
+from mechrl.ablation import ROLES
 from mechrl.ablation.forward import Forward
+from mechrl.ablation.intact import roles
 from mechrl.ablation.intact.roles import BLOCK, measure_roles, repeated_tokens
 from mechrl.building.build import build, merge_files
 from mechrl.building.settings import BuildSettings

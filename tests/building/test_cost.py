@@ -22,7 +22,7 @@ from mechrl.cache.format import pair_sites
 from mechrl.cache.storage import file_size
 from mechrl.cli.cache import cache as cache_command
 from mechrl.errors import MachineError
-from mechrl.models import load_model
+from mechrl.models import MINI, load_model
 from mechrl.progress import progress
 
 TINY = BuildSettings(tasks=("ioi",), batches=3, batch_size=2, control_batches=3)
@@ -118,16 +118,16 @@ def test_without_a_terminal_there_is_a_line_a_minute(clock, capsys):
     assert lines[-1][1].startswith("sweeping: 100% done, 70 min gone, 1.43 GFLOP/s")
 
 
-def test_a_dry_run_says_what_the_build_then_takes_and_writes_nothing(tiny, call, tmp_path, monkeypatch):
+def test_a_dry_run_says_what_the_build_then_takes_and_writes_nothing(mini, call, tmp_path, monkeypatch):
     """Of a folder, whose control text would come from the hub, which no test can reach."""
     monkeypatch.setattr(cost, "SECONDS", 1e-9)
     monkeypatch.chdir(tmp_path)
-    flags = ("--model", tiny.name, "--tasks", "ioi", "--batches", 3, "--batch-size", 2, "--device", "cpu")
-    code, out, err = call(cache_command, "build", *flags, "--out", "new/x.h5", "--dry-run", "--json")
+    flags = ("--tasks", "ioi", "--batches", 3, "--batch-size", 2, "--device", "cpu", "--out", "new/x.h5")
+    code, out, err = call(cache_command, "build", "--model", MINI, *flags, "--dry-run", "--json")
     assert code == 0, err
     assert list(tmp_path.iterdir()) == []
     said, told = json.loads(out), []
-    path = build(tiny, TINY, tmp_path / "x.h5", on_progress=lambda done, total: told.append((done, total)))
+    path = build(mini, TINY, tmp_path / "x.h5", on_progress=lambda done, total: told.append((done, total)))
     assert list(said["operations"]) == ["control", "ioi"]
     total = sum(said["operations"].values())
     assert told[0] == (0, total)
@@ -135,9 +135,9 @@ def test_a_dry_run_says_what_the_build_then_takes_and_writes_nothing(tiny, call,
     assert said["file_bytes"] == pytest.approx(path.stat().st_size, rel=0.05)
     for name, n in said["operations"].items():
         assert said["seconds"][name] == pytest.approx(n / said["operations_per_second"][name])
-    weights = sum(p.numel() * 4 for p in tiny.bridge.parameters())
+    weights = sum(p.numel() * 4 for p in mini.bridge.parameters())
     assert weights < said["memory_bytes"] < 100 * 2**30
-    code, out, err = call(cache_command, "build", *flags, "--out", "new/x.h5", "--dry-run")
+    code, out, err = call(cache_command, "build", *flags, "--dry-run")
     assert (code, len(list(tmp_path.iterdir()))) == (0, 2)
     assert "GFLOP/s" in out
     assert re.search(r"memory: about [\d.]+ [MG]B at the peak; file: about [\d.]+ MB", out)
