@@ -54,7 +54,7 @@ def mini() -> Model:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A random model of 2 layers × 2 heads, for what does not hang on the numbers; its name is its folder."""
+    """A random model of 2 layers × 2 heads, for what does not depend on the numbers; its name is its folder."""
     return load_model(str(tiny_model(tmp_path_factory.mktemp("models") / "tiny")), device="cpu")
 
 

@@ -77,7 +77,7 @@ class Tree:
             own = np.flatnonzero(np.isin(state, states))
             group, of = sets[own], state[own] - states[0]
             one_each = np.unique(of, return_index=True)[1]  # a set of each state
-            stop = next((n for n in range(layer + 1, self.n_layers) if self._part(group, of, n)), self.n_layers)
+            stop = next((n for n in range(layer + 1, self.n_layers) if self._differ(group, of, n)), self.n_layers)
             with torch.inference_mode():
                 start, hooks = self._start(clean, came, own[one_each], stop)
                 if stop < self.n_layers:
@@ -93,7 +93,7 @@ class Tree:
             else:  # a set was given twice
                 yield group, _by_state(final, clean)[torch.from_numpy(of)].flatten(0, 1)
 
-    def _part(self, sets: np.ndarray, state: np.ndarray, layer: int) -> bool:
+    def _differ(self, sets: np.ndarray, state: np.ndarray, layer: int) -> bool:
         """Whether sets that share a state differ in their heads of a layer."""
         masks = self.masks[sets, layer]
         return bool((masks != masks[np.unique(state, return_index=True)[1]][state]).any())

@@ -63,8 +63,7 @@ def resumed(
     :param residual: what enters that layer, [row, position, width].
     :param z: its heads' outputs, [row, position, head, head width].
     """
-    attention = bridge.blocks[layer].attn
-    with skipped(bridge.blocks[:layer]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
+    with _from_heads(bridge, layer, z):
         return run(bridge, hooks, last, residual, start_at_layer=layer)
 
 
@@ -85,17 +84,20 @@ def resumed_until(
         seen.append(heads)
         raise _Reached
 
-    attention = bridge.blocks[layer].attn
     there = [(f"blocks.{stop}.hook_in", lambda entering, hook: seen.append(entering))]
     hooks = [*hooks, *there, (f"blocks.{stop}.attn.hook_z", end)]
-    with (
-        skipped(bridge.blocks[:layer]),
-        replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)),
-        contextlib.suppress(_Reached),
-    ):
+    with _from_heads(bridge, layer, z), contextlib.suppress(_Reached):
         bridge.run_with_hooks(residual, start_at_layer=layer, fwd_hooks=hooks)
     entering, heads = seen
     return entering, heads
+
+
+@contextmanager
+def _from_heads(bridge: Any, layer: int, z: torch.Tensor) -> Iterator[None]:
+    """For the time of the call no block below a layer computes, and its attention only projects its heads' outputs."""
+    attention = bridge.blocks[layer].attn
+    with skipped(bridge.blocks[:layer]), replaced([attention], lambda *_, **__: (attention.o(z.flatten(2)), None)):
+        yield
 
 
 def skipped(blocks: Any) -> AbstractContextManager[None]:
