@@ -163,9 +163,7 @@ def save(model: PreTrainedModel, folder: Path, bos: bool = True) -> Path:
 
 def tiny_model(folder: Path) -> Path:
     """A random model of 2 layers × 2 heads: what a build does is seen on it as on a larger one, in a second."""
-    config = GPT2Config(
-        vocab_size=1106, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
-    )
+    config = GPT2Config(vocab_size=1106, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
     return save(randomize(GPT2LMHeadModel(config)), folder)
 
 

@@ -220,7 +220,20 @@ def test_control_text_is_chosen_by_model_and_by_name(tmp_path):
 
 def test_without_bos_the_cache_says_so_and_the_model_is_read_so(tmp_path, tiny, call):
     path = tmp_path / "tiny.h5"
-    arguments = ("--model", tiny.name, "--tasks", "ioi", "--batches", 3, "--batch-size", 4, "--control-batches", 3, "--out", path)
+    arguments = (
+        "--model",
+        tiny.name,
+        "--tasks",
+        "ioi",
+        "--batches",
+        3,
+        "--batch-size",
+        4,
+        "--control-batches",
+        3,
+        "--out",
+        path,
+    )
     code, out, err = call(cache_command, "build", "--no-bos", "--control-text", "model", *arguments, "--device", "cpu")
     assert code == 0
     assert "no BOS before a prompt: '<|endoftext|>' is left out" in err

@@ -358,7 +358,8 @@ def test_a_task_that_the_model_cannot_do_is_warned_of_and_recorded(call, tmp_pat
 
 
 def test_an_interrupt_ends_with_130_and_leaves_nothing_half_written(tmp_path):
-    command = [sys.executable, "-m", "mechrl.cli.main", "cache", "build", "--device", "cpu", "--out", "x.h5"]
+    build = ["cache", "build", "--device", "cpu", "--batch-size", "2", "--out", "x.h5"]
+    command = [sys.executable, "-m", "mechrl.cli.main", *build]
     # A background job of a shell ignores interrupts, and what it starts would too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
