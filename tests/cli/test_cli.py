@@ -85,10 +85,10 @@ def test_the_whole_pipeline_by_its_commands(call, tmp_path, monkeypatch):
     assert len(top["ioi"]) == 10
     assert json.loads(call(cache_command, "info", "--json")[1])["n_heads"] == 8
 
-    code, out, err = call(train_command, "--steps", 5000)
+    code, out, err = call(train_command, "--steps", 500)
     assert code == 0
     assert "docstring (held out)" in out
-    trained = json.loads(call(train_command, "--steps", 5000, "--json", "--out", "other.zip")[1])
+    trained = json.loads(call(train_command, "--steps", 500, "--json", "--out", "other.zip")[1])
     assert set(trained["docstring"]) == {"agent, no task signal", "random", "static order"}
 
     code, out, _ = call(verify_command, "--fresh-batches", 2, "--top", 1, "--json", "--plan-k", 2)
