@@ -140,17 +140,15 @@ def test_fresh_damage_is_what_one_hook_per_head_gives(mini, small_cache, checkpo
         assert task.heads[0].placebo.damage[0] == pytest.approx(damage.mean(), abs=1e-4)
 
 
-def test_what_verify_writes_is_what_the_report_reads(mini, small_cache, checkpoint, tmp_path):
+def test_what_verify_writes_is_what_the_report_reads(mini, few, checkpoint, tmp_path):
     policy, note = load_checkpoint(checkpoint)
-    found = verify(
-        mini, small_cache, policy, replace(note, hold_out=[]), top=2, fresh_batches=1, joint=True, curves=True
-    )
+    found = verify(mini, few, policy, replace(note, hold_out=[]), top=2, fresh_batches=1, joint=True, curves=True)
     for name, r in found.tasks.items():
-        sites = {ranking: list(map(small_cache.site, of.heads)) for ranking, of in r.curves.rankings.items()}
+        sites = {ranking: list(map(few.site, of.heads)) for ranking, of in r.curves.rankings.items()}
         assert r.curves.counts == list(range(49))
         assert set(r.curves.rankings) == {"agent", "static order", "attribution", "the task's own order"}
         best = sites["the task's own order"]
-        scores = small_cache.scores(name, TRAIN)
+        scores = few.scores(name, TRAIN)
         assert (np.diff(scores[best]) <= 1e-6).all()
         for of, ranking in r.curves.rankings.items():
             assert sorted(sites[of]) == list(range(48))
@@ -158,7 +156,7 @@ def test_what_verify_writes_is_what_the_report_reads(mini, small_cache, checkpoi
             assert ranking.kept[0] == ranking.ablated[-1] == pytest.approx(r.curves.empty, abs=1e-4)
         agent = r.curves.rankings["agent"]
         assert agent.heads[:2] == [head.head for head in r.heads]
-        slow = reference.logit_diff(mini, fresh_prompts(mini, small_cache, name, 8), sites["agent"][5:])
+        slow = reference.logit_diff(mini, fresh_prompts(mini, few, name, 2), sites["agent"][5:])
         assert agent.kept[5] == pytest.approx(slow.mean(), abs=1e-4)
     path = tmp_path / "verification.json"
     path.write_text(found.model_dump_json(indent=1))
@@ -183,7 +181,7 @@ def test_heads_that_pass_with_the_answers_permuted_are_not_specific(mini, small_
     policy, note = load_checkpoint(checkpoint)
     monkeypatch.setattr(task_answers, "placebo", lambda prompts, seed: prompts)
     monkeypatch.setattr(task_answers, "PLACEBO_CLEAN", 2.0)
-    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=8, sweep_all=True)
+    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=4, sweep_all=True)
     for task in found.tasks.values():
         assert task.replicates.answer
         assert (task.specific.answer, task.specific.passed) == (False, [task.heads[0].head])
@@ -275,7 +273,7 @@ def test_a_test_that_random_heads_pass_is_said_not_to_tell_heads_apart(
     policy, note = load_checkpoint(checkpoint)
     good = property(lambda heads: [site for site in heads.best[:3] if site not in heads.picks])
     monkeypatch.setattr(PickedHeads, "others", good)
-    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=8, sweep_all=False)
+    found = verify(mini, small_cache, policy, replace(note, hold_out=[]), top=1, fresh_batches=4, sweep_all=False)
     for task in found.tasks.values():
         assert task.replicates.answer
         failed, of = task.specific.random_failed
@@ -499,14 +497,14 @@ def test_ids_beyond_the_vocabulary_are_refused(mini, small_cache, checkpoint, tm
 
 
 def test_the_command_ends_with_0_3_and_4(small_cache, checkpoint, tmp_path, call):
-    flags = ("--fresh-batches", 8, "--top", 1, "--device", "cpu")
+    flags = ("--fresh-batches", 4, "--top", 1, "--device", "cpu")
     written = tmp_path / "it is.json"
     code, out, _ = call(verify_command, checkpoint, "--cache", small_cache.path, *flags, "--out", written)
     assert code == 0
     assert "CONFIRMED" in out
     found = json.loads(written.read_text())
     assert found["confirmed"]
-    assert found["command"].startswith(f"mechrl-verify {checkpoint} --cache {small_cache.path} --fresh-batches 8")
+    assert found["command"].startswith(f"mechrl-verify {checkpoint} --cache {small_cache.path} --fresh-batches 4")
     assert found["command"].endswith(f"--out '{written}'"), "a shell takes it as it was"
     for taken in (checkpoint, small_cache.path):
         before = taken.read_bytes()
