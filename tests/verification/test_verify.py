@@ -322,7 +322,7 @@ def test_a_cache_in_half_precision_is_confirmed_within_its_error(small_cache, ch
 )
 def test_a_cache_of_every_ablation_is_replayed(mini, checkpoint, tmp_path, kind):
     """The same replacements are put in at verification as at the build, on the cached prompts and on fresh ones."""
-    few = BuildSettings(("induction", "ioi"), batches=4, batch_size=4, control_batches=3, ablation=kind)
+    few = BuildSettings(("induction", "ioi"), batches=6, batch_size=4, control_batches=3, ablation=kind)
     cache = Cache.open(build(mini, few, tmp_path / "other.h5"))
     policy, note = load_checkpoint(checkpoint)
     with pytest.raises(FileError, match=f"its ablation is zero, the cache's {kind}"):
