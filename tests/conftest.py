@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import SMALL, tiny_model
 
 from mechrl.building.build import build
@@ -60,9 +61,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="session")
 def small_cache(mini: Model, tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    """A cache of `mini` with few prompts. Not to be changed."""
+    """A cache of `mini` with few prompts, built once for all processes of a run. Not to be changed."""
     keep_freed_memory()
-    return Cache.open(build(mini, SMALL, tmp_path_factory.mktemp("cache") / "mini.h5"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of the run, in which each process has a folder
+    path = folder / "small_cache" / "mini.h5"
+    with FileLock(folder / "small_cache.lock"):
+        return Cache.open(path if path.exists() else build(mini, SMALL, path))
 
 
 @pytest.fixture

@@ -245,15 +245,15 @@ def test_a_built_cache_holds_them(mini, small_cache):
         np.testing.assert_allclose(values, expected[name], atol=1e-5)
 
 
-def test_a_build_in_parts_and_in_less_precision_measures_them_in_float32(mini, tmp_path):
+def test_a_build_in_parts_and_in_less_precision_measures_them_in_float32(tiny, tmp_path):
     settings = BuildSettings(tasks=("ioi",), batches=3, batch_size=1, control_batches=3, dtype="float16")
-    model = load_model(device="cpu")
+    model = load_model(tiny.name, device="cpu")
     parts = [build(model, settings, tmp_path / f"{i}.h5", shard=(i, 2)) for i in (1, 2)]
     merge_files(tmp_path / "whole.h5", parts[::-1])
     opened = Cache.open(tmp_path / "whole.h5")
     assert next(model.bridge.parameters()).dtype == torch.float16
     assert tuple(opened.roles) == ROLES
-    for name, values in measure_roles(mini).items():
+    for name, values in measure_roles(tiny).items():
         np.testing.assert_allclose(opened.roles[name], values, atol=1e-5)
 
 

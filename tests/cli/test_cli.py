@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from numpy.random import RandomState
 
 from mechrl import progress as progress_module
 from mechrl.ablation import reference
@@ -20,6 +21,7 @@ from mechrl.cli.train import train as train_command
 from mechrl.cli.verify import verify as verify_command
 from mechrl.models import MINI
 from mechrl.tasks import TASKS, TRAIN, as_text, generate
+from mechrl.tasks.prose import prose
 
 HEAVY = (
     "torch",
@@ -85,10 +87,10 @@ def test_the_whole_pipeline_by_its_commands(call, tmp_path, monkeypatch):
     assert len(top["ioi"]) == 10
     assert json.loads(call(cache_command, "info", "--json")[1])["n_heads"] == 8
 
-    code, out, err = call(train_command, "--steps", 5000)
+    code, out, err = call(train_command, "--steps", 500)
     assert code == 0
     assert "docstring (held out)" in out
-    trained = json.loads(call(train_command, "--steps", 5000, "--json", "--out", "other.zip")[1])
+    trained = json.loads(call(train_command, "--steps", 500, "--json", "--out", "other.zip")[1])
     assert set(trained["docstring"]) == {"agent, no task signal", "random", "static order"}
 
     code, out, _ = call(verify_command, "--fresh-batches", 2, "--top", 1, "--json", "--plan-k", 2)
@@ -187,21 +189,23 @@ def test_check_says_what_the_model_does(call, tmp_path, mini):
     assert "mini does not do own" in err
 
 
-def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_path, monkeypatch, mini):
+def test_several_ablations_make_one_file_each_and_a_file_rides_along(call, tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
-    texts = as_text(generate(TASKS["ioi"], mini.vocabulary, 17, TRAIN), mini.vocabulary)
+    texts = as_text(generate(TASKS["ioi"], tiny.vocabulary, 17, TRAIN), tiny.vocabulary)
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-    flags = ("--task", "own.jsonl", "--control-batches", "3")
+    (tmp_path / "text.txt").write_text(prose(RandomState(0), sentences=600))
+    flags = ("--model", tiny.name, "--task", "own.jsonl", "--control-batches", "3", "--control-text", "text.txt")
     code, _, err = call(cache_command, "build", *flags, "--ablation", "mean_task,counterfactual")
     assert code == 0
     assert "batches of 4, for all tasks" in err
+    name = f"tiny-{tiny.sha256[:8]}"
     for kind in ("mean_task", "counterfactual"):
-        cache = Cache.open(tmp_path / "cache" / f"mini.{kind}.h5")
+        cache = Cache.open(tmp_path / "cache" / f"{name}.{kind}.h5")
         assert cache.tasks == ["own"]
         assert cache.attributes["ablation"] == kind
         assert len(cache.damage("own")) == 16
         assert cache.task_attributes("own")["generator"] == "file"
-    assert not (tmp_path / "cache" / "mini.h5").exists()
+    assert not (tmp_path / "cache" / f"{name}.h5").exists()
 
 
 @pytest.mark.parametrize(
@@ -358,7 +362,8 @@ def test_a_task_that_the_model_cannot_do_is_warned_of_and_recorded(call, tmp_pat
 
 
 def test_an_interrupt_ends_with_130_and_leaves_nothing_half_written(tmp_path):
-    command = [sys.executable, "-m", "mechrl.cli.main", "cache", "build", "--device", "cpu", "--out", "x.h5"]
+    build = ["cache", "build", "--device", "cpu", "--batch-size", "2", "--out", "x.h5"]
+    command = [sys.executable, "-m", "mechrl.cli.main", *build]
     # A background job of a shell ignores interrupts, and what it starts would too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
