@@ -25,11 +25,11 @@ TRAINED, UNSEEN = [f"t{i}" for i in range(6)], ["t6", "t7"]
 PICKS = 4
 
 
-def planted(path, n_layers: int, n_heads: int, seed: int = 0) -> Cache:
+def planted(path, n_layers: int, n_heads: int, seed: int = 0, tasks=range(8)) -> Cache:
     """16 heads or more: tasks of even number have the one live group, those of odd number the other."""
     rng = np.random.default_rng(seed)
     damage = {}
-    for i in range(8):
+    for i in tasks:
         mean = np.zeros(n_layers * n_heads)
         mean[PROBE] = (3.5, 1.5)[i % 2]
         mean[list(GROUPS[i % 2])] = rng.uniform(2, 3, 6)
@@ -225,6 +225,17 @@ def test_a_checkpoint_is_benchmarked_on_another_model_and_on_no_family_that_it_k
     found = bench([larger.path], names=["checkpoint c.zip", "random"], workers=1, checkpoint=tmp_path / "c.zip")
     assert {o.task for o in found.tasks if o.method == "checkpoint c.zip"} == set(UNSEEN)
     assert {o.task for o in found.tasks if o.method == "random"} == {*TRAINED, *UNSEEN}
+
+
+def test_a_benchmark_takes_a_checkpoint_with_the_tasks_that_the_cache_holds(trained, note, tmp_path, capsys):
+    save_checkpoint(trained, note, tmp_path / "c.zip")
+    fewer = planted(tmp_path / "fewer.h5", 3, 10, tasks=(2, 3, 6))
+    found = bench([fewer.path], names=["checkpoint c.zip"], workers=1, checkpoint=tmp_path / "c.zip")
+    assert {o.task for o in found.tasks} == {"t6"}
+    assert "what t2, t3 say" in capsys.readouterr().err
+    none = planted(tmp_path / "none.h5", 3, 10, tasks=(6, 7))
+    with pytest.raises(FileError, match=f"holds none of its tasks: {', '.join(TRAINED)}"):
+        bench([none.path], names=["checkpoint c.zip"], workers=1, checkpoint=tmp_path / "c.zip")
 
 
 def test_a_benchmark_refuses_a_checkpoint_of_one_output_per_head_for_another_model(note, larger, tmp_path):

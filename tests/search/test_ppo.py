@@ -86,8 +86,11 @@ def test_tanh_is_tanh():
     assert (fast - slow).abs().max() < 5e-7
 
 
-def test_one_update_on_the_same_rollout_gives_the_same_parameters(table):
+@pytest.mark.parametrize("rows_at_once", [None, 4])
+def test_one_update_on_the_same_rollout_gives_the_same_parameters(table, rows_at_once):
+    """At once, or a minibatch in parts of 4, 4, 4 and 1."""
     lean, slow = both(table)
+    lean.policy.rows_at_once = rows_at_once
     start = parameters(lean)
     assert torch.equal(start, parameters(slow))
     for ppo in (lean, slow):

@@ -497,14 +497,14 @@ def test_ids_beyond_the_vocabulary_are_refused(mini, small_cache, checkpoint, tm
 
 
 def test_the_command_ends_with_0_3_and_4(small_cache, checkpoint, tmp_path, call):
-    flags = ("--fresh-batches", 4, "--top", 1, "--device", "cpu")
+    flags = ("--fresh-batches", 8, "--top", 1, "--device", "cpu")
     written = tmp_path / "it is.json"
     code, out, _ = call(verify_command, checkpoint, "--cache", small_cache.path, *flags, "--out", written)
     assert code == 0
     assert "CONFIRMED" in out
     found = json.loads(written.read_text())
     assert found["confirmed"]
-    assert found["command"].startswith(f"mechrl-verify {checkpoint} --cache {small_cache.path} --fresh-batches 4")
+    assert found["command"].startswith(f"mechrl-verify {checkpoint} --cache {small_cache.path} --fresh-batches 8")
     assert found["command"].endswith(f"--out '{written}'"), "a shell takes it as it was"
     for taken in (checkpoint, small_cache.path):
         before = taken.read_bytes()

@@ -14,7 +14,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from mechrl.cache.reader import Cache
-from mechrl.errors import MachineError, MechrlError, UsageError, check_range
+from mechrl.errors import FileError, MachineError, MechrlError, UsageError, check_range
+from mechrl.progress import say
 from mechrl.results import safe_text
 from mechrl.search.bench.result import BUDGETS, Fingerprints
 from mechrl.search.bench.statistics import RESAMPLES, resampled_truth
@@ -141,7 +142,12 @@ def _check(
 
         agent = Checkpoint.load(checkpoint)
         policy, note = agent.policy, agent.note
-        adapt_to_cache(policy, note, cache)
+        held = [task for task in note.tasks if task in cache.tasks]
+        if not held:
+            raise FileError(f"{checkpoint} does not fit {name}, which holds none of its tasks: {', '.join(note.tasks)}")
+        if len(held) < len(note.tasks):
+            say(f"{checkpoint} knows of the heads of {name} what {', '.join(held)} say, tasks that both have")
+        adapt_to_cache(policy, replace(note, tasks=held), cache)
         if set(by_family) <= {family_of(task) for task in note.tasks}:
             raise UsageError(f"{checkpoint} was trained on every family of {name}: there is none to hold out")
 

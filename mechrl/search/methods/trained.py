@@ -1,6 +1,7 @@
 """Methods that train PPO on the training tasks first; what is trained is kept for all tasks of a held-out family."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,10 @@ def paper(k: int = 1) -> Callable[[Problem], Start]:
 
 
 def from_checkpoint(policy: Any, note: Any) -> Callable[[Problem], Start | None]:
-    """A checkpoint of `mechrl-train`, on families that it was not trained on; elsewhere None."""
+    """A checkpoint of `mechrl-train`, on families that it was not trained on; elsewhere None.
+
+    On another model's cache the policy `heads` knows of its heads what those training tasks say that the cache holds.
+    """
 
     def prepare(problem: Problem) -> Start | None:
         from mechrl.search.ppo.checkpoint import adapt_to_cache
@@ -81,7 +85,8 @@ def from_checkpoint(policy: Any, note: Any) -> Callable[[Problem], Start | None]
 
         if family_of(problem.task) in {family_of(task) for task in note.tasks}:
             return None
-        adapt_to_cache(policy, note, problem.cache)
+        held = [task for task in note.tasks if task in problem.cache.tasks]
+        adapt_to_cache(policy, replace(note, tasks=held), problem.cache)
         return policy_search(policy, note.signals, None, note.plan_k, note.hints)
 
     return prepare

@@ -15,6 +15,7 @@ from mechrl.search.protocol import coverage_k
 from mechrl.search.structure import HeadStructure
 
 PER_HEAD, CONTEXT = 13, 5  # numbers that the network is given of a head, and of the episode
+HEADS_AT_ONCE = 2**14  # of all rows; the numbers that a network of 32 has of so many fit a core's cache
 NORMAL: Any = torch.distributions.Normal(0.0, 1.0)
 
 
@@ -69,6 +70,7 @@ class HeadsPolicy(PlanningPolicy):
         keep("loadings", [np.pad(s.loadings, ((0, most - len(s.loadings)), (0, 0))) for s in structures])
         self.action_space = spaces.Discrete(self.noise.shape[1])
         self.action_dist = make_masked_proba_distribution(self.action_space)
+        self.rows_at_once = max(1, HEADS_AT_ONCE // self.noise.shape[1])
 
     def _build(self, lr_schedule: Any) -> None:
         width, pooled = self.width, 3 * self.width + CONTEXT

@@ -118,28 +118,34 @@ class LeanPPO(MaskablePPO):
         observations, untried = rollout.observations.flatten(0, 1), rollout.untried.flatten(0, 1)
         actions, old_log_probs = rollout.actions.flatten(), rollout.log_probs.flatten()
         all_advantages, returns = rollout.advantages.flatten(), rollout.returns.flatten()
+        at_once = policy.rows_at_once or cast(int, self.batch_size)
         losses: list[torch.Tensor] = []  # policy, value, entropy, all of them
         changes: list[torch.Tensor] = []  # log-probabilities, new minus old
         for _ in range(self.n_epochs):
             order = torch.from_numpy(np.random.permutation(len(actions)))
             for chosen in torch.split(order, cast(int, self.batch_size)):
-                log_probs, values = policy.log_probs_and_values(
-                    observations.index_select(0, chosen), untried.index_select(0, chosen)
-                )
-                change = log_probs.gather(1, actions[chosen, None])[:, 0] - old_log_probs[chosen]
                 advantages = all_advantages[chosen]
                 advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-                ratio = change.exp()
-                policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
-                value_loss = F.mse_loss(values, returns[chosen])
-                entropy_loss = (log_probs.exp() * log_probs).sum(1).mean()
-                loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
                 policy.optimizer.zero_grad()
-                loss.backward()
+                parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+                for some, gain in zip(torch.split(chosen, at_once), torch.split(advantages, at_once), strict=True):
+                    log_probs, values = policy.log_probs_and_values(
+                        observations.index_select(0, some), untried.index_select(0, some)
+                    )
+                    change = log_probs.gather(1, actions[some, None])[:, 0] - old_log_probs[some]
+                    ratio = change.exp()
+                    policy_loss = -torch.min(gain * ratio, gain * ratio.clamp(1 - clip, 1 + clip)).mean()
+                    value_loss = F.mse_loss(values, returns[some])
+                    entropy_loss = (log_probs.exp() * log_probs).sum(1).mean()
+                    loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+                    share = len(some) / len(chosen)
+                    (share * loss).backward()
+                    of_part = share * torch.stack([policy_loss, value_loss, entropy_loss, loss])
+                    parts.append((of_part.detach(), change.detach()))
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm, foreach=True)
                 policy.optimizer.step()
-                losses.append(torch.stack([policy_loss, value_loss, entropy_loss, loss]).detach())
-                changes.append(change.detach())
+                losses.append(torch.stack([of_part for of_part, _ in parts]).sum(0))
+                changes.append(torch.cat([change for _, change in parts]))
             self._n_updates += 1
         self._log_training(torch.stack(losses), changes, clip)
 

@@ -63,6 +63,7 @@ class PlanningPolicy(MaskableActorCriticPolicy):
     """
 
     plan_k = 1
+    rows_at_once: int | None = None  # of a minibatch when it is trained; None: all
     query: Callable[[np.ndarray], np.ndarray]
 
     def __init__(self, *args: Any, **kwargs: Any):
