@@ -71,23 +71,30 @@ def test_the_table_of_mini_is_of_the_mini_that_comes_with_it():
     assert cache.attributes["model_sha256"] == load_model(str(MINI), device="cpu").sha256
 
 
-def test_the_table_of_smollm2_says_what_was_measured():
-    """Best head of each task by damage, in nats, as the build printed and `mechrl-cache top` showed them."""
-    cache = Cache.load("smollm2-135m")
+# Of each task the mean clean logit difference, and by ablation the best head and its damage, in nats.
+SMOLLM2 = {
+    "ioi": (4.86, {"zero": ("23.3", 2.56), "counterfactual": ("23.3", 4.48)}),
+    "docstring": (7.30, {"zero": ("16.0", 2.46), "counterfactual": ("29.1", 1.01)}),
+    "country_capital": (7.98, {"zero": ("23.4", 4.74), "counterfactual": ("23.4", 11.91)}),
+    "gendered_pronoun": (4.97, {"zero": ("25.2", 3.33), "counterfactual": ("26.2", 7.46)}),
+    "successor": (4.15, {"zero": ("23.3", 1.91), "counterfactual": ("23.3", 4.47)}),
+    "subject_verb_agreement": (1.95, {"zero": ("26.0", 1.40), "counterfactual": ("26.0", 3.12)}),
+    "bracket_closing": (6.29, {"zero": ("26.6", 4.02), "counterfactual": ("26.6", 9.13)}),
+}
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m.counterfactual"])
+def test_the_tables_of_smollm2_say_what_was_measured(name):
+    """Best head of each task by damage, as the build printed and `mechrl-cache top` showed them."""
+    cache = Cache.load(name)
     assert (cache.n_layers, cache.n_heads, cache.attributes["prepend_bos"]) == (30, 9, False)
     assert cache.attributes["weight_processing"].startswith("dequantised from Q4_1")
     best = {}
     for task in cache.tasks:
         damage = cache.damage(task).mean(0)
         layer, head = divmod(int(damage.argmax()), 9)
-        best[task] = (f"{layer}.{head}", round(float(cache.clean(task).mean()), 2), round(float(damage.max()), 2))
-    assert best == {
-        "ioi": ("23.3", 4.86, 2.56),
-        "docstring": ("16.0", 7.30, 2.46),
-        "country_capital": ("23.4", 7.98, 4.74),
-        "gendered_pronoun": ("25.2", 4.97, 3.33),
-        "successor": ("23.3", 4.15, 1.91),
-        "subject_verb_agreement": ("26.0", 1.95, 1.40),
-        "bracket_closing": ("26.6", 6.29, 4.02),
-    }
+        found = f"{layer}.{head}", round(float(damage.max()), 2)
+        best[task] = round(float(cache.clean(task).mean()), 2), found
+    kind = cache.attributes["ablation"]
+    assert best == {task: (clean, heads[kind]) for task, (clean, heads) in SMOLLM2.items()}
     assert cache.content.arrays["/control/clean"].mean() == pytest.approx(3.489, abs=1e-3)
