@@ -18,7 +18,7 @@ PACKAGE = Path(mechrl.__file__).parent
 ORDER = [
     "errors", "process", "progress", "home", "vocabulary", "intervals", "score", "display", "results", "tables",
     "models", "tasks",
-    "ablation", "cache", "building", "envs", "search", "verification", "reporting", "api", "cli",
+    "ablation", "cache", "building", "envs", "search", "circuits", "verification", "reporting", "api", "cli",
 ]  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 MANY_ALIKE = ("tasks", "cli")  # a file a task, a file a command

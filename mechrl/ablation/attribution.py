@@ -110,17 +110,21 @@ def attribute_run(forward: Forward, clean: CleanRun, slope: Slope) -> dict[str, 
     forward.on_run(clean, 1, None)
     taken = [layer.z if layer.other is None else layer.z - layer.other for layer in clean.layers]
     one_step = _times(gradients, taken)
-    steps = [_times(*_gradients(forward, clean, slope, (k + 0.5) / STEPS)) for k in range(STEPS)]
+    n_sites = forward.model.n_layers * forward.model.n_heads
+    steps = [mask_gradients(forward, clean, slope, np.full(n_sites, (k + 0.5) / STEPS)) for k in range(STEPS)]
     return {"attribution": one_step, "attribution_integrated": torch.stack(steps).mean(0)}
 
 
-def _gradients(
-    forward: Forward, clean: CleanRun, slope: Slope, share: float
-) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
-    """With every head's output at other + share × (z − other): the gradient by it, and z − other, of each layer.
+def mask_gradients(forward: Forward, clean: CleanRun, slope: Slope, mask: np.ndarray) -> torch.Tensor:
+    """The gradient by the mask of heads, [row, site]: what is attributed grows by so much for each head put back.
 
-    Both [row, position, head, head width].
+    Each head's output is other + mask × (z − other), z being what it is in that run: 1 is the intact head and 0 the
+    ablated one.
+
+    :param clean: a clean run of the rows, with or without gradients.
+    :param mask: from 0 to 1, float [site].
     """
+    share = torch.from_numpy(mask.astype(np.float32)).view(forward.model.n_layers, -1).to(forward.model.device)
     gated: list[torch.Tensor] = []
     taken: list[torch.Tensor] = []
 
@@ -130,7 +134,7 @@ def _gradients(
         other = clean.layers[layer].other
         away = z if other is None else z - other
         taken.append(away.detach())
-        gated.append(z - (1 - share) * away)
+        gated.append(z - (1 - share[layer, :, None].to(z.dtype)) * away)
         return gated[-1]
 
     hooks = [(f"blocks.{layer}.attn.hook_z", partial(hook, layer=layer)) for layer in range(forward.model.n_layers)]
@@ -138,7 +142,7 @@ def _gradients(
         final = forward.run(hooks, clean.read, clean.tokens)
         gradients = torch.autograd.grad(final, gated, slope(final.detach().requires_grad_()))
     forward.on_run(clean, 2, None)
-    return gradients, taken
+    return _times(gradients, taken)
 
 
 def _times(gradients: tuple[torch.Tensor, ...], taken: list[torch.Tensor]) -> torch.Tensor:

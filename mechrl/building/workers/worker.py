@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import mechrl
-from mechrl.ablation import Replacement
+from mechrl.ablation import MEASURES, Replacement
 from mechrl.ablation.attribution import attribute_run, control_slope, memory_weight, task_slope
 from mechrl.ablation.forward import Forward, OnRun, finite
 from mechrl.ablation.intact.direct import adds_plainly, direct_of_run
@@ -155,8 +155,8 @@ class Worker:
             if self.exact:
                 tensors |= attribute_run(forward, clean, task_slope(forward, group))
             ((intact, ablated),) = ablated_measures(forward, clean, [group], forward.singles())
-            tensors |= {f"clean/{name}": values for name, values in intact.items()}
-            tensors |= {f"ablated/{name}": values for name, values in ablated.items()}
+            tensors |= {f"clean/{name}": intact[name] for name in MEASURES}
+            tensors |= {f"ablated/{name}": ablated[name] for name in MEASURES}
             if self.pairs is not None:
                 together = ablated_measures(forward, clean, [group], self.pairs)[0][1]
                 tensors["sets/pairs/logit_diff"] = together["logit_diff"]
