@@ -24,7 +24,7 @@ class Behaviour:
     :param batch_size: how many prompts go through the model at once.
     """
 
-    def __init__(self, forward: Forward, prompts: Prompts, other: Replacement, batch_size: int = 16):
+    def __init__(self, forward: Forward, prompts: Prompts, other: Replacement, batch_size: int = 32):
         self.forward, self.prompts, self.other, self.batch_size = forward, prompts, other, batch_size
         self.n_sites = forward.model.n_layers * forward.model.n_heads
         self._few: list[tuple[np.ndarray, CleanRun]] | None = None

@@ -23,7 +23,7 @@ from mechrl.tasks.batches import arrange, fitting_batch_size
 from mechrl.tasks.fitting import fit_files
 
 TRAIN_PROMPTS, JUDGED_PROMPTS = 64, 96  # of a built-in task; means are taken over the former
-SEARCHED = 16  # training prompts that the search runs on
+SEARCHED = 32  # training prompts that the search runs on
 MOST_RUNS = 150
 LEAST_DIFFERENCE = 0.1  # of the intact model's logit difference, between it and the model without any head
 LEAST_KL = 0.1  # nats, of the model without any head
