@@ -11,10 +11,8 @@ from mechrl.ablation.attribution import mask_gradients
 from mechrl.ablation.forward import CleanRun, Forward
 from mechrl.ablation.measures import measure
 from mechrl.ablation.sweep import ablated_measures
-from mechrl.circuits.search import Numbers, objective
+from mechrl.circuits.search import KEPT, Numbers, objective
 from mechrl.tasks import Prompts
-
-KEPT = ("logit_diff", "kl", "top1_agreement")
 
 
 class Behaviour:

@@ -42,16 +42,26 @@ class Kept(ResultPart):
     full: Number
 
 
+class HeadSet(ResultPart):
+    """Some heads, and what they keep."""
+
+    heads: list[Head]
+    kept: Kept
+
+
 class CircuitHead(ResultPart):
     """A head of a circuit.
 
-    :param without_ratio: the circuit's ratio without this head; `without_kl_fidelity` likewise.
+    :param damage: what removing this head alone from the intact model costs, in nats.
+    :param without_ratio: the circuit's ratio without this head; the other two numbers likewise.
     :param direct: what it writes for the answers against the wrongs itself, in nats; None where that is not defined.
     :param roles: how much of each role it has, 0 to 1 (`ablation.intact.roles.measure_roles`).
     """
 
     head: Head
+    damage: Number
     without_ratio: Number
+    without_agreement: Number
     without_kl_fidelity: Number
     direct: Number | None
     roles: dict[Text, Number]
@@ -71,10 +81,11 @@ class Circuit(Result):
     """The smallest set of heads that was found to keep a behaviour while all others are ablated.
 
     :param keep: the share that was to be kept.
-    :param n_heads: of the model, all layers together.
     :param heads: of the circuit, the first layer first; none where `refused` says why there is no such set.
     :param kept: on prompts that the search did not see, `prompts` of them in `groups`.
     :param ablated: the other way round: what is left where these heads alone are ablated.
+    :param by_logit_diff: the smallest set of those that were tried whose logit difference alone is large enough, on
+        these prompts: where it is not kept, the logit difference survived and the behaviour did not.
     :param runs: of the model on the prompts that were searched on, a gradient counted as three.
     :param searched: on how many prompts.
     """
@@ -83,6 +94,7 @@ class Circuit(Result):
 
     format: Literal["mechrl-circuit"] = "mechrl-circuit"
     format_version: Literal[1] = 1
+    mechrl_version: Text
     model: Text
     model_sha256: Text
     task: Text
@@ -93,9 +105,11 @@ class Circuit(Result):
     runs: Count
     prompts: Count
     groups: Count
-    refused: Text | None = None
+    n_layers: Count
     n_heads: Count
+    refused: Text | None = None
     heads: list[CircuitHead] = Field(default_factory=list)
     kept: Kept | None = None
     ablated: Kept | None = None
     random: RandomSets | None = None
+    by_logit_diff: HeadSet | None = None

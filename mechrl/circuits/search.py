@@ -1,9 +1,9 @@
 """The search for the smallest set of heads that keeps a behaviour, in few runs.
 
-Heads are ranked by integrated gradients over their mask, from all ablated to all kept. Beginnings of that order
-are tried, from one head to all of them. Then smaller sets than the first that keeps the behaviour are tried, by
-bisection, each improved by swaps: one gradient at the set says which kept heads give least and which dropped ones would give most, and their pairs
-are tried until one is better. Nothing here knows a model.
+Heads are ranked by integrated gradients over their mask, from all ablated to all kept. Beginnings of that order are
+tried, from one head to all of them. Then smaller sets than the first that keeps the behaviour are tried, by bisection,
+each improved by swaps: one gradient at the set says which kept heads give least and which dropped ones would give most,
+and their pairs are tried until one is better. Nothing here knows a model.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+KEPT = ("logit_diff", "kl", "top1_agreement")  # what is measured of a set
 STEPS = 5  # of the integrated gradients
 GRADIENT_RUNS = 3  # forward, and backward counted as two
 CANDIDATES = 6  # kept heads, and dropped ones, that are tried against one another
@@ -151,10 +152,11 @@ class Search:
         ladder = self.points(place < sizes[:, None])
         best = next(point for point in ladder if self.passes(point))  # all heads do
         fails = 0
-        while best.size - fails > 1 and self.runs < self.most_runs:
+        last = self.most_runs - AT_ONCE - self.check_runs  # when a batch of swaps begins, at the latest
+        while best.size - fails > 1 and self.runs + 2 < last:
             size = (fails + best.size) // 2
             steps_left = max(1, int(np.ceil(np.log2(best.size - fails))))
-            until = self.runs + (self.most_runs - self.runs) // steps_left
+            until = self.runs + (last - self.runs) // steps_left
             rank = np.where(best.kept, place, len(place) + place)
             starts = self.points(np.stack([place < size, np.argsort(np.argsort(rank)) < size]))
             found = self.swapped(max(starts, key=lambda point: point.objective), until)

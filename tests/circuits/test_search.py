@@ -1,0 +1,46 @@
+"""The search for circuits: planted ones are found, and what cannot be kept is refused."""
+
+import numpy as np
+import pytest
+from circuits.planted import all_needed, behaviour_needs_all, either_of_the_last_two, planted
+
+from mechrl.circuits.find import judged, smallest_set
+
+KEEP = 0.8
+CASES = [(seed, n_sites) for seed, n_sites in enumerate((48, 48, 144, 270))]
+
+
+@pytest.mark.parametrize(("seed", "n_sites"), CASES)
+@pytest.mark.parametrize("size", [3, 5, 8])
+def test_a_planted_circuit_is_found_exactly(size, seed, n_sites):
+    (searched, checked, unseen), circuit = planted(all_needed, size, n_sites, seed)
+    found = smallest_set(searched, checked, 1, KEEP)
+    assert sorted(np.flatnonzero(found.kept)) == sorted(circuit)
+    assert found.runs <= 150
+    fields = judged(unseen, found, unseen.groups, KEEP, 6, seed)
+    assert fields["kept"].verdict == "kept"
+    assert fields["ablated"].verdict == "not kept"
+    assert fields["random"].kept == 0
+
+
+@pytest.mark.parametrize(("seed", "n_sites"), CASES)
+def test_of_two_heads_that_do_the_same_one_is_found(seed, n_sites):
+    (searched, checked, unseen), circuit = planted(either_of_the_last_two, 6, n_sites, seed)
+    found = smallest_set(searched, checked, 1, KEEP)
+    heads = set(np.flatnonzero(found.kept))
+    assert heads in ({*circuit[:-1]}, {*circuit[:-2], circuit[-1]})
+    assert judged(unseen, found, unseen.groups, KEEP, 6, seed)["kept"].verdict == "kept"
+
+
+@pytest.mark.parametrize(("seed", "n_sites"), CASES)
+def test_where_only_the_logit_difference_survives_no_circuit_is_named(seed, n_sites):
+    (searched, checked, unseen), _ = planted(behaviour_needs_all, 4, n_sites, seed)
+    found = smallest_set(searched, checked, 1, KEEP)
+    assert found.kept is None
+    assert "no set of fewer than 90%" in found.refused
+    fields = judged(unseen, found, unseen.groups, KEEP, 6, seed)
+    assert set(fields) == {"by_logit_diff"}
+    by_logit_diff = fields["by_logit_diff"].kept
+    assert by_logit_diff.ratio.value.low > KEEP
+    assert by_logit_diff.agreement.value.high < KEEP
+    assert by_logit_diff.verdict == "not kept"
