@@ -1,11 +1,11 @@
-"""mechrl: which attention heads does this behaviour hang on? A cache of every head's damage, and search on it."""
+"""mechrl: which attention heads does this behaviour depend on? A cache of every head's damage, and search on it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechrl.ablation import Ablation
-    from mechrl.api import attention, bench, build, load, report, train, verify
+    from mechrl.api import attention, audit, bench, build, circuit, load, report, train, verify
     from mechrl.cache.reader import Cache
     from mechrl.cache.top import top_heads
     from mechrl.search.ppo.checkpoint import Checkpoint
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _WHERE = {
-    **dict.fromkeys(("build", "load", "train", "verify", "bench", "report", "attention"), "mechrl.api"),
+    **dict.fromkeys(
+        ("build", "load", "train", "verify", "circuit", "audit", "bench", "report", "attention"), "mechrl.api"
+    ),
     "top_heads": "mechrl.cache.top",
     "Cache": "mechrl.cache.reader",
     "Checkpoint": "mechrl.search.ppo.checkpoint",
@@ -30,8 +32,10 @@ __all__ = [
     "Verification",
     "__version__",
     "attention",
+    "audit",
     "bench",
     "build",
+    "circuit",
     "load",
     "report",
     "top_heads",

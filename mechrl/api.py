@@ -11,6 +11,8 @@ from mechrl.process import keep_freed_memory
 if TYPE_CHECKING:
     from mechrl.ablation import Ablation
     from mechrl.ablation.intact.attention import Attention
+    from mechrl.circuits.result import Audit, Circuit
+    from mechrl.results import Result
     from mechrl.search.bench.result import Benchmark
     from mechrl.search.ppo.checkpoint import Checkpoint
     from mechrl.verification.result import Verification
@@ -222,7 +224,7 @@ def verify(
     :raises FileError: checkpoint, cache and model do not belong together, or one of them is damaged.
     :raises MachineError: the cache is imported and has no prompts, or the model cannot be run.
     """
-    from mechrl.cache.storage import check_writable, write_whole
+    from mechrl.cache.storage import check_writable
     from mechrl.progress import progress as shown_progress
     from mechrl.progress import say
     from mechrl.tasks.task_file import read_task_files
@@ -239,9 +241,7 @@ def verify(
             sweep_all=sweep, joint=joint, curves=curves, seed=seed, say=say if progress else lambda text: None,
             on_step=show,
         )  # fmt: skip
-    if out is not None:
-        text = result.model_dump_json(indent=1)
-        write_whole(Path(out), lambda temporary: temporary.write_text(text))
+    _write_result(result, out)
     return result
 
 
@@ -286,6 +286,111 @@ def bench(
     return run.result
 
 
+def circuit(
+    task: str | Path,
+    model: str | Path = "mini",
+    *,
+    keep: float = 0.8,
+    ablation: "str | Ablation | None" = None,
+    stability: bool = False,
+    seed: int = 0,
+    revision: str = "",
+    bos: bool | None = None,
+    device: str = "auto",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> "Circuit":
+    """Find the smallest set of heads that keeps a behaviour while all other heads are ablated, and judge it.
+
+    Kept means three things at once, each with its whole 95 % interval and on prompts that the search did not see: the
+    ratio of the logit difference lies between `keep` and 1 ÷ `keep`, the intact model's most probable token stays the
+    most probable on a share `keep` of the prompts, and KL fidelity is at least `keep`. What is measured is kept in
+    `MECHRL_HOME` until the end: after an interrupt the same call goes on.
+
+    :param task: a built-in task, or a file with a task of your own.
+    :param model: `mini`, `smollm2-135m` once it was fetched, a folder, a GGUF file, or a name on the hub, there of a
+        `revision`.
+    :param keep: the share of the behaviour to be kept, above 0 and below 1.
+    :param ablation: what is put in place of the other heads; by default counterfactual, or mean_task where the task has
+        no counterfactual twins.
+    :param stability: whether to measure other sizes, to search on other prompts, and to try other ablations, too.
+    :param seed: of the prompts and random sets.
+    :param bos: whether BOS is put before every prompt, as in `build`.
+    :param out: a file to write the result to as well, as JSON; `report` shows it.
+    :param progress: whether to show, on stderr, what is going on.
+    :raises UsageError: an unknown name, `keep` out of range, or a task that does not fit the model or the ablation.
+    :raises MachineError: `out` cannot be written, or the model cannot be run.
+    """
+    from mechrl.cache.storage import check_writable
+    from mechrl.circuits.find import find_circuit
+    from mechrl.circuits.smallest import check_keep
+    from mechrl.models import load_model
+    from mechrl.progress import progress as shown_progress
+    from mechrl.tasks import find_task
+
+    check_keep(keep)
+    source, kind = find_task(task), None if ablation is None else _ablation(ablation)
+    if out is not None:
+        check_writable(Path(out))
+    keep_freed_memory()
+    loaded = load_model(str(model), device=device, revision=revision, bos=bos)
+    with shown_progress("circuit", progress) as show:
+        result = find_circuit(loaded, source, keep, kind, seed, stability=stability, on_step=show)
+    _write_result(result, out)
+    return result
+
+
+def audit(
+    claim: str | Path,
+    model: str | Path = "mini",
+    *,
+    task: str | Path | None = None,
+    keep: float = 0.8,
+    ablations: "str | Ablation | Sequence[str | Ablation]" = (),
+    seed: int = 1,
+    revision: str = "",
+    bos: bool | None = None,
+    device: str = "auto",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> "Audit":
+    """Judge the claim that some heads are the circuit of a behaviour.
+
+    Under every ablation and on two halves of unseen prompts: are the heads sufficient, necessary, minimal, and better
+    than random sets of their size (arXiv 2410.13032)?
+
+    :param claim: a JSON file with a task and a list of heads, or with the circuit that `circuit` wrote.
+    :param model: as in `circuit`; a claim that names another is refused.
+    :param task: a file with the prompts of a task that is not built in, called like the claim's.
+    :param ablations: by default all that the task can be put to without control text.
+    :param seed: of the prompts and random sets: another than the search's, so that its prompts are not asked again.
+    :param out: a file to write the result to as well, as JSON; `report` shows it.
+    :raises UsageError: no such file, an unknown name, a head that the model does not have, or `keep` out of range.
+    :raises FileError: no claim, or one about another model or task.
+    :raises MachineError: `out` cannot be written, or the model cannot be run.
+    """
+    from mechrl.cache.storage import check_writable
+    from mechrl.circuits.audit import audit_claim, read_claim
+    from mechrl.circuits.smallest import check_keep
+    from mechrl.models import load_model
+    from mechrl.progress import progress as shown_progress
+    from mechrl.tasks import find_task, get_task
+
+    check_keep(keep)
+    found = read_claim(Path(claim))
+    source = get_task(found.task) if task is None else find_task(task)
+    listed = [ablations] if isinstance(ablations, str) or not isinstance(ablations, Sequence) else ablations
+    kinds = [_ablation(kind) for kind in listed]
+    if out is not None:
+        check_writable(Path(out))
+    keep_freed_memory()
+    loaded = load_model(str(model), device=device, revision=revision, bos=bos)
+    with shown_progress("audit", progress) as show:
+        result = audit_claim(loaded, found, source, keep, kinds, seed, show)
+    _write_result(result, out)
+    return result
+
+
 def attention(
     heads: str | Sequence[str],
     task: str | Path,
@@ -310,11 +415,12 @@ def attention(
         model whose patterns cannot be read, or another ending of `out`.
     :raises MachineError: `out` cannot be written, or the model cannot be run.
     """
-    from mechrl.ablation.intact.attention import find_task, measure_attention, parse_heads
-    from mechrl.cache.storage import check_writable, write_whole
+    from mechrl.ablation.intact.attention import measure_attention, parse_heads
+    from mechrl.cache.storage import check_writable
     from mechrl.models import load_model
     from mechrl.reporting.page import write_page
     from mechrl.reporting.run import alone
+    from mechrl.tasks import find_task
 
     path, names, source = _path(out), _names(heads) or (), find_task(task)
     parse_heads(names)
@@ -326,9 +432,8 @@ def attention(
     result = measure_attention(load_model(str(model), device=device, revision=revision), source, names, prompts, seed)
     if path is not None and path.suffix == ".html":
         write_page(alone(path, result), path)
-    elif path is not None:
-        text = result.model_dump_json()
-        write_whole(path, lambda temporary: temporary.write_text(text))
+    else:
+        _write_result(result, path)
     return result
 
 
@@ -357,6 +462,24 @@ def report(runs: "Cache | Checkpoint | Paths", out: str | Path = "report.html") 
         warn(message)
     write_page(run, path)
     return path
+
+
+def _write_result(result: "Result", out: str | Path | None) -> None:
+    from mechrl.cache.storage import write_whole
+
+    if out is not None:
+        text = result.model_dump_json(indent=1)
+        write_whole(Path(out), lambda temporary: temporary.write_text(text))
+
+
+def _ablation(kind: "str | Ablation") -> "Ablation":
+    """:raises UsageError: there is no such kind."""
+    from mechrl.ablation import Ablation
+
+    kinds = [known.value for known in Ablation]
+    if not isinstance(kind, Ablation) and kind not in kinds:
+        raise unknown_name("ablation", kind, kinds)
+    return Ablation(kind)
 
 
 def _checkpoint_file(checkpoint: "Checkpoint | str | Path") -> Path:

@@ -14,5 +14,5 @@ def home() -> Path:
 
 
 def kept_files(room: str) -> list[Path]:
-    """What is kept in a folder of it, `control` or `models`."""
+    """What is kept in a folder of it, `control`, `models` or `circuits`."""
     return sorted(path for path in (home() / room).glob("*") if not path.name.startswith("."))

@@ -76,10 +76,11 @@ def library_versions(text: object) -> dict[str, str]:
     return {safe_text(k): safe_text(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
 
 
-def read_result(path: Path, kinds: Sequence[type[Result]]) -> Result | None:
+def read_result(path: Path, kinds: Sequence[type[Result]], otherwise: type[Result] | None = None) -> Result | None:
     """What a JSON file holds; None where it is none of these results.
 
     :param kinds: the results that it may be.
+    :param otherwise: what it is where it names no format, as a file written by hand.
     :raises FileError: no JSON, of another version, or a field is not what it should be.
     """
     if path.stat().st_size > LARGEST_FILE:
@@ -102,7 +103,7 @@ def read_result(path: Path, kinds: Sequence[type[Result]]) -> Result | None:
                     f"only, run {kind.written_by} again"
                 )
             return _checked(kind, path, data)
-    return None
+    return None if otherwise is None or "format" in found else _checked(otherwise, path, data)
 
 
 def _checked(kind: type[Result], path: Path, data: bytes) -> Result:

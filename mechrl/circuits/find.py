@@ -1,7 +1,6 @@
 """From a behaviour to its circuit: the search, and the verdict on prompts that the search did not see."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -11,37 +10,21 @@ import mechrl
 from mechrl.ablation import Ablation
 from mechrl.ablation.intact.direct import direct_effect
 from mechrl.ablation.intact.roles import measure_roles
-from mechrl.circuits.journal import Journal, Recorded
-from mechrl.circuits.kept import judge
-from mechrl.circuits.result import Circuit, CircuitHead, HeadSet, Kept, RandomSets
-from mechrl.circuits.search import NEARLY_ALL, Numbers, Search, Subject
+from mechrl.circuits.kept import Judge, names, random_sets, summed_up
+from mechrl.circuits.result import Circuit, CircuitHead, HeadSet, Judged
+from mechrl.circuits.search import Subject
+from mechrl.circuits.smallest import MOST_RUNS, Found, check_keep, smallest_set
+from mechrl.circuits.stability import measure_stability
 from mechrl.circuits.subjects import Subjects
-from mechrl.errors import UsageError, check_range
+from mechrl.errors import check_range
 from mechrl.models import Model
 from mechrl.results import safe_text
 from mechrl.tasks import Task, TaskFile
 
-MOST_RUNS = 150
-LEAST_DIFFERENCE = 0.1  # of the intact model's logit difference, between it and the model without any head
-LEAST_KL = 0.1  # nats, of the model without any head
 RANDOM_SETS = 20
+JUDGING, STABILITY = 120, 450  # about so many runs, for progress
 
 OnStep = Callable[[float, float, str], None]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search ended with.
-
-    :param kept: bool [site], the smallest set that was found; None where `refused` says why there is none.
-    :param by_logit_diff: the smallest set that was tried whose logit difference alone is large enough; None where none
-        was, or nothing was searched.
-    """
-
-    kept: np.ndarray | None
-    refused: str | None
-    by_logit_diff: np.ndarray | None
-    runs: int
 
 
 def find_circuit(
@@ -51,6 +34,7 @@ def find_circuit(
     ablation: Ablation | None = None,
     seed: int = 0,
     most_runs: int = MOST_RUNS,
+    stability: bool = False,
     on_step: OnStep = lambda done, total, doing: None,
 ) -> Circuit:
     """The smallest set of heads that is found to keep a behaviour, and the verdict on it.
@@ -61,6 +45,8 @@ def find_circuit(
     :param ablation: what is put in place of the other heads; by default the counterfactual twins' outputs where there
         are twins, else the mean over the task's prompts.
     :param most_runs: of the model on the prompts that are searched on.
+    :param stability: whether to measure the best sets of other sizes, to search on five other halves of the training
+        prompts, and to keep the same heads under other ablations.
     :raises UsageError: `keep` is out of range, the task does not fit the model, or the ablation does not fit the task.
     :raises MachineError: the model cannot be run.
     """
@@ -68,18 +54,16 @@ def find_circuit(
     check_range(most_runs=(most_runs, 30, inf))
     subjects = Subjects(model, task, seed)
     ablation = ablation or subjects.best
-    journal = open_journal(subjects, ablation)
+    journal = subjects.journal(ablation)
     searched, checked = subjects.halves()
-    parts = [
-        Recorded(subjects.on(rows, ablation), journal, name, len(rows))
-        for name, rows in (("searched", searched), ("checked", checked), ("judged", subjects.judged))
-    ]
+    parts = [subjects.recorded(rows, ablation, journal) for rows in (searched, checked, subjects.judged)]
     groups = subjects.prompts.group[subjects.judged]
     check_runs = -(-len(checked) // max(1, len(searched)))
+    total = most_runs + JUDGING + stability * STABILITY
     found = smallest_set(
-        parts[0], parts[1], check_runs, keep, most_runs, lambda runs: on_step(runs, most_runs, "searching")
+        parts[0], parts[1], check_runs, keep, most_runs, lambda runs: on_step(runs, total, "searching")
     )
-    on_step(most_runs, most_runs, "judging on unseen prompts")
+    on_step(most_runs, total, "judging on unseen prompts")
     result = Circuit(
         mechrl_version=mechrl.__version__, model=safe_text(model.name), model_sha256=model.sha256,
         task=safe_text(subjects.task), ablation=ablation.value, keep=keep, seed=seed, searched=len(searched),
@@ -90,111 +74,15 @@ def find_circuit(
     )  # fmt: skip
     if found.kept is not None:
         result = result.model_copy(update={"heads": _heads(subjects, ablation, parts[2], found.kept, groups, keep)})
+    if stability:
+        so_far = most_runs + JUDGING
+        how = measure_stability(
+            subjects, ablation, found, parts[2], keep,
+            lambda share, doing: on_step(so_far + share * STABILITY, total, doing),
+        )  # fmt: skip
+        result = result.model_copy(update={"stability": how})
     journal.remove()
     return result
-
-
-def check_keep(keep: float) -> None:
-    """:raises UsageError: the share is not one."""
-    if not 0 < keep < 1:
-        raise UsageError(f"the share to keep must lie above 0 and below 1, and is {keep:g}")
-
-
-def open_journal(subjects: Subjects, ablation: Ablation) -> Journal:
-    """The journal of a task under an ablation: what is measured depends on nothing else."""
-    prompts, other = subjects.prompts, subjects.other(ablation)
-    arrays = [prompts.tokens, prompts.length, prompts.answers, prompts.wrongs, prompts.split]
-    model = subjects.model
-    return Journal(
-        mechrl.__version__, model.sha256, str(model.device), ablation.value, other.sha256,
-        *(np.ascontiguousarray(array).tobytes() for array in arrays),
-    )  # fmt: skip
-
-
-def smallest_set(
-    searched: Subject,
-    checked: Subject,
-    check_runs: int,
-    keep: float,
-    most_runs: int = MOST_RUNS,
-    on_runs: Callable[[int], None] = lambda runs: None,
-) -> Found:
-    """Search for the smallest set that keeps a behaviour on the prompts of two subjects.
-
-    :param searched: what the search runs on; `checked` has other prompts, on which what it finds is tried.
-    :param check_runs: what one such trial costs.
-    """
-    numbers, empty_agreement = ends(searched)
-    if refused := why_not(numbers):
-        return Found(None, refused, None, 2)
-    search = Search(
-        searched, checked, check_runs, keep, most_runs, (numbers, ends(checked)[0]), empty_agreement < keep,
-        lambda runs: on_runs(min(runs, most_runs)), runs=2 + 2 * check_runs,
-    )  # fmt: skip
-    point = search.smallest()
-    refused = None
-    if point is None:
-        refused = (
-            f"no set of fewer than {NEARLY_ALL:.0%} of the {searched.n_sites} heads was found that keeps {keep:.0%} "
-            "of the behaviour"
-        )
-    return Found(
-        None if point is None else point.kept, refused, _by_logit_diff(search.known.values(), keep), search.runs
-    )
-
-
-def _by_logit_diff(points: Any, keep: float) -> np.ndarray | None:
-    """The smallest set of those that were tried whose logit difference is large enough; of two the closer to 1."""
-    enough = [point for point in points if point.ratio >= keep and point.size]
-    return min(enough, key=lambda point: (point.size, abs(point.ratio - 1))).kept if enough else None
-
-
-def ends(subject: Subject) -> tuple[Numbers, float]:
-    """What the intact and the empty model do, and how often the empty one says what the intact one says."""
-    measured = subject.measure(np.stack([np.ones(subject.n_sites, bool), np.zeros(subject.n_sites, bool)]))
-    means = {name: values.mean(0).tolist() for name, values in measured.items()}
-    full, empty = means["logit_diff"]
-    return Numbers(full, empty, means["kl"][1]), means["top1_agreement"][1]
-
-
-def why_not(numbers: Numbers) -> str | None:
-    """Why there is nothing to search for; None where there is."""
-    full, empty, kl = numbers
-    if not full > 0:
-        return f"the model does not do the task: its logit difference is {full:.2f} nats, not above zero"
-    if full - empty < LEAST_DIFFERENCE * full:
-        return (
-            f"heads make less than a tenth of the logit difference: {full:.2f} nats, and {empty:.2f} without any head"
-        )
-    if kl < LEAST_KL:
-        return f"without any head the next token hardly changes: KL divergence {kl:.3f} nats, less than {LEAST_KL}"
-    return None
-
-
-class Judge:
-    """The verdict on sets of heads on unseen prompts, beside the intact model and the one without any head.
-
-    :param groups: int [prompt], which are resampled together.
-    """
-
-    def __init__(self, unseen: Subject, groups: np.ndarray, keep: float):
-        self.unseen, self.groups, self.keep = unseen, groups, keep
-        n = unseen.n_sites
-        self.ends = unseen.measure(np.stack([np.ones(n, bool), np.zeros(n, bool)]))
-
-    @property
-    def full(self) -> np.ndarray:
-        """The intact model's logit differences, [prompt]."""
-        return self.ends["logit_diff"][:, 0]
-
-    def __call__(self, sets: np.ndarray) -> list[Kept]:
-        """What each of some sets keeps, bool [set, site]."""
-        measured = self.unseen.measure(sets)
-        empty = {name: values[:, 1] for name, values in self.ends.items()}
-        return [
-            judge({name: values[:, i] for name, values in measured.items()}, self.full, empty, self.groups, self.keep)
-            for i in range(len(sets))
-        ]
 
 
 def judged(unseen: Subject, found: Found, groups: np.ndarray, keep: float, n_layers: int, seed: int) -> dict[str, Any]:
@@ -205,21 +93,10 @@ def judged(unseen: Subject, found: Found, groups: np.ndarray, keep: float, n_lay
         (of,) = verdict(found.by_logit_diff[None])
         fields["by_logit_diff"] = HeadSet(heads=names(found.by_logit_diff, n_layers), kept=of)
     if found.kept is not None:
-        fields["kept"], fields["ablated"] = verdict(np.stack([found.kept, ~found.kept]))
-        random = random_sets(found.kept, n_layers, RANDOM_SETS, seed)
-        fields["random"] = summed_up(verdict(random))
+        kept, ablated = verdict(np.stack([found.kept, ~found.kept]))
+        random = verdict(random_sets(found.kept, n_layers, RANDOM_SETS, seed))
+        fields["judged"] = Judged(kept=kept, ablated=ablated, random=summed_up(random))
     return fields
-
-
-def summed_up(of: Sequence[Kept]) -> RandomSets:
-    """Random sets as one."""
-    return RandomSets(
-        sets=len(of),
-        kept=sum(one.verdict == "kept" for one in of),
-        ratio=float(np.median([one.ratio.value.mean for one in of])),
-        agreement=float(np.median([one.agreement.value.mean for one in of])),
-        kl_fidelity=float(np.median([one.kl_fidelity.value.mean for one in of])),
-    )
 
 
 def _heads(
@@ -248,15 +125,3 @@ def _heads(
         )
         for i, (name, site, less) in enumerate(zip(names(kept, subjects.model.n_layers), sites, verdicts, strict=True))
     ]
-
-
-def names(kept: np.ndarray, n_layers: int) -> list[str]:
-    """The heads of a set, `layer.head`, of bool [site]."""
-    return [f"{layer}.{head}" for layer, head in np.argwhere(kept.reshape(n_layers, -1)).tolist()]
-
-
-def random_sets(kept: np.ndarray, n_layers: int, n: int, seed: int) -> np.ndarray:
-    """Random sets with as many heads in each layer as a set has, bool [set, site]."""
-    rng = np.random.default_rng(seed)
-    layers = np.repeat(kept.reshape(1, n_layers, -1), n, 0)
-    return np.asarray(rng.permuted(layers, axis=2).reshape(n, -1))

@@ -4,8 +4,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from mechrl.results import Count, Estimate, Head, Number, Result, ResultPart, Text
+from mechrl.intervals import LEAST_GROUPS
+from mechrl.results import Count, Estimate, Head, Number, Result, ResultPart, Share, Text
 
+NUMBERS = ("ratio", "agreement", "kl_fidelity")
+LEAST_PROMPTS = 64  # to judge on
 Verdict = Literal["kept", "undecided", "not kept"]
 
 
@@ -15,11 +18,13 @@ class Part(ResultPart):
     :param value: with its 95 % interval over groups of prompts.
     :param empty: the same of the model with every head ablated.
     :param counts: whether it was asked for.
+    :param verdict: on this number alone.
     """
 
     value: Estimate
     empty: Number
     counts: bool
+    verdict: Verdict
 
 
 class Kept(ResultPart):
@@ -77,13 +82,59 @@ class RandomSets(ResultPart):
     kl_fidelity: Number
 
 
+class OfSize(ResultPart):
+    """The best set that was tried of a size, on unseen prompts; means."""
+
+    size: Count
+    ratio: Number
+    agreement: Number
+    kl_fidelity: Number
+
+
+class OfHalf(ResultPart):
+    """What a shorter search finds on another half of the training prompts.
+
+    :param overlap: heads in both circuits ÷ heads in either (Jaccard); None where it finds none.
+    """
+
+    heads: list[Head]
+    overlap: Share | None
+    kept: Kept | None
+
+
+class UnderAblation(ResultPart):
+    """The same heads kept, under another ablation of all others; `refused` says why that cannot be asked."""
+
+    ablation: Text
+    kept: Kept | None = None
+    refused: Text | None = None
+
+
+class Stability(ResultPart):
+    """What changes with the size, with the prompts that were searched on, and with the ablation."""
+
+    sizes: list[OfSize]
+    halves: list[OfHalf]
+    ablations: list[UnderAblation]
+
+
+class Judged(ResultPart):
+    """A circuit on prompts that the search did not see.
+
+    :param ablated: the other way round: what is left where these heads alone are ablated.
+    """
+
+    kept: Kept
+    ablated: Kept
+    random: RandomSets
+
+
 class Circuit(Result):
     """The smallest set of heads that was found to keep a behaviour while all others are ablated.
 
     :param keep: the share that was to be kept.
     :param heads: of the circuit, the first layer first; none where `refused` says why there is no such set.
-    :param kept: on prompts that the search did not see, `prompts` of them in `groups`.
-    :param ablated: the other way round: what is left where these heads alone are ablated.
+    :param judged: on prompts that the search did not see, `prompts` of them in `groups`; None where it is refused.
     :param by_logit_diff: the smallest set of those that were tried whose logit difference alone is large enough, on
         these prompts: where it is not kept, the logit difference survived and the behaviour did not.
     :param runs: of the model on the prompts that were searched on, a gradient counted as three.
@@ -109,7 +160,142 @@ class Circuit(Result):
     n_heads: Count
     refused: Text | None = None
     heads: list[CircuitHead] = Field(default_factory=list)
-    kept: Kept | None = None
-    ablated: Kept | None = None
-    random: RandomSets | None = None
+    judged: Judged | None = None
     by_logit_diff: HeadSet | None = None
+    stability: Stability | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know, a sentence each."""
+        found = []
+        if self.judged is not None and self.groups < LEAST_GROUPS:
+            found.append(f"{self.groups} groups of unseen prompts are too few to say that anything is kept")
+        if self.judged is not None and self.prompts < LEAST_PROMPTS:
+            found.append(f"{self.prompts} unseen prompts are few: {LEAST_PROMPTS} or more say it better")
+        if self.judged is not None and (random := self.judged.random).kept:
+            found.append(
+                f"{random.kept} of {random.sets} random sets with as many heads in each layer are kept, too: "
+                "so many heads keep the behaviour whichever they are"
+            )
+        survived = self.by_logit_diff
+        if survived is not None and survived.kept.verdict != "kept":
+            kept = survived.kept
+            found.append(
+                f"by the logit difference alone {len(survived.heads)} heads would do ({kept.ratio.value.mean:.2f} of "
+                f"it): with them the model's own next token comes first on {kept.agreement.value.mean:.0%} of the "
+                f"prompts, and KL fidelity is {kept.kl_fidelity.value.mean:.2f}"
+            )
+        return found
+
+
+class Claim(Result):
+    """Somebody's claim that some heads are the circuit of a behaviour; written by hand, in a JSON file.
+
+    :param model: what it is a claim about, as the user calls it, `model_sha256` its fingerprint; "" where it does not
+        say.
+    :param ablation: which it is meant under; "" for no particular one.
+    :param source: who claims it.
+    """
+
+    written_by: ClassVar[str] = "the author of a claim"
+
+    format: Literal["mechrl-claim"] = "mechrl-claim"
+    format_version: Literal[1] = 1
+    task: Text
+    heads: Annotated[list[Head], Field(min_length=1, max_length=4096)]
+    model: Text = ""
+    model_sha256: Text = ""
+    ablation: Text = ""
+    source: Text = ""
+
+
+class FourTests(ResultPart):
+    """The four tests by one of the numbers, or by all three together.
+
+    :param sufficient: kept alone, the heads pass.
+    :param necessary: ablated, they leave nothing that passes.
+    :param superfluous: heads without which the others pass as well.
+    :param p: of being no better than random sets with as many heads in each layer; None where it was not tried, because
+        another test had failed. `p_holm`: corrected for the number of analyses (Holm 1979).
+    :param breaks: which tests fail, none where the claim stands.
+    """
+
+    by: Literal["all three", "ratio", "agreement", "kl_fidelity"]
+    sufficient: bool
+    necessary: bool
+    superfluous: list[Head]
+    p: Share | None
+    p_holm: Share | None
+    breaks: list[Literal["sufficient", "necessary", "minimal", "better than random"]]
+
+
+class Analysis(ResultPart):
+    """One way to ask: an ablation and some of the unseen prompts.
+
+    :param part: which of them.
+    :param kept: what the heads keep alone; `ablated`: what is left without them.
+    """
+
+    ablation: Text
+    part: Text
+    prompts: Count
+    groups: Count
+    kept: Kept
+    ablated: Kept
+    tests: list[FourTests]
+
+    def test(self, by: str) -> FourTests:
+        """By one of the numbers, or by `all three`."""
+        return next(test for test in self.tests if test.by == by)
+
+
+class Excluded(ResultPart):
+    """An ablation under which nothing can be asked, and why."""
+
+    ablation: Text
+    why: Text
+
+
+class Audit(Result):
+    """A claim under every analysis at hand, and a placebo beside it.
+
+    How many analyses it stands in describes it, and is no probability: they share prompts and a model.
+
+    :param keep: the share that has to be kept.
+    :param random_sets: so many were tried under an ablation.
+    :param placebo: a random set with as many heads in each layer, put to the same tests.
+    """
+
+    written_by: ClassVar[str] = "mechrl audit"
+
+    format: Literal["mechrl-audit"] = "mechrl-audit"
+    format_version: Literal[1] = 1
+    mechrl_version: Text
+    model: Text
+    model_sha256: Text
+    task: Text
+    heads: list[Head]
+    claimed_under: Text
+    source: Text
+    keep: Annotated[float, Field(gt=0, lt=1)]
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    n_layers: Count
+    n_heads: Count
+    random_sets: Count
+    analyses: list[Analysis]
+    excluded: list[Excluded]
+    placebo_heads: list[Head]
+    placebo: list[Analysis]
+
+    @property
+    def stands_in(self) -> list[Analysis]:
+        """The analyses in which the claim stands by all three numbers."""
+        return [analysis for analysis in self.analyses if not analysis.test("all three").breaks]
+
+    @property
+    def stands(self) -> bool:
+        """Whether it stands in every analysis of the ablation that it is meant under; without one, in any analysis."""
+        meant = [analysis for analysis in self.analyses if analysis.ablation == self.claimed_under]
+        if self.claimed_under:
+            return bool(meant) and all(analysis in self.stands_in for analysis in meant)
+        return bool(self.stands_in)

@@ -18,7 +18,7 @@ SPLITS = {"train": TRAIN, "evaluation": EVALUATION}
 
 
 class HeadDiscoveryEnv(gymnasium.Env):
-    """Find the heads that a behaviour hangs on.
+    """Find the heads that a behaviour depends on.
 
     Action: the site of a head, `layer * n_heads + head`. Reward: its score, damage − control_weight × control damage,
     in nats; −1 for a head picked before. Observation, float32: one-hot of the task, tried mask, score ÷ 5 of the tried

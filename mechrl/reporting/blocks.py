@@ -8,12 +8,11 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
-
-from mechrl.cache.reader import Cache
 
 DIVERGING, MAGNITUDE = "PuOr_r", "Cividis"  # both can be read by the colour-blind
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), told apart by the colour-blind as well.
@@ -104,6 +103,7 @@ class ModelSection:
     parts: list[PageSection]
     benches: list[Block]
     attention: list[Block]
+    circuits: list[Block]
     commands: list[tuple[str, str]]
     fingerprints: Table
 
@@ -119,8 +119,18 @@ def as_json(figure: go.Figure) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+class HasHeads(Protocol):
+    """Something of a model, such as a cache or a circuit."""
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def n_heads(self) -> int: ...
+
+
 def heatmap(
-    cache: Cache,
+    of: HasHeads,
     values: np.ndarray,
     hover: Sequence[str],
     unit: str = "nats",
@@ -136,14 +146,14 @@ def heatmap(
     :param marked: outlined heads; dashed where False.
     :param roles: heads by role; each role has its symbol.
     """
-    grid = np.asarray(values, np.float64).reshape(cache.n_layers, cache.n_heads)
+    grid = np.asarray(values, np.float64).reshape(of.n_layers, of.n_heads)
     limit = float(np.abs(grid).max()) or 1.0
     digits = 2 if limit > 0.5 else 3
     numbers = [[f"{v:.{digits}f}" for v in row] for row in np.round(grid, digits) + 0.0]
-    numbered = cache.n_heads <= MOST_NUMBERED
+    numbered = of.n_heads <= MOST_NUMBERED
     figure = go.Figure(
         go.Heatmap(
-            z=grid.tolist(), x=list(range(cache.n_heads)), y=list(range(cache.n_layers)), text=numbers,
+            z=grid.tolist(), x=list(range(of.n_heads)), y=list(range(of.n_layers)), text=numbers,
             texttemplate="%{text}" if numbered else None, hovertext=np.reshape(hover, grid.shape).tolist(),
             hoverinfo="text", colorscale=MAGNITUDE if magnitude else DIVERGING, zmin=0 if magnitude else -limit,
             zmax=limit, xgap=1, ygap=1,
@@ -167,10 +177,10 @@ def heatmap(
             )
         )  # fmt: skip
     rows = -(-len(roles) // 3) if roles else 0
-    figure.update_layout(_layout(110 + 30 * cache.n_layers + 24 * rows, legend=bool(roles)))
-    step = 1 if cache.n_heads <= MOST_NUMBERED else 4
-    figure.update_xaxes(title="head", dtick=step, showgrid=False, range=[-0.5, cache.n_heads - 0.5], zeroline=False)
-    figure.update_yaxes(title="layer", dtick=1 if cache.n_layers <= 24 else 4, range=[cache.n_layers - 0.5, -0.5])
+    figure.update_layout(_layout(110 + 30 * of.n_layers + 24 * rows, legend=bool(roles)))
+    step = 1 if of.n_heads <= MOST_NUMBERED else 4
+    figure.update_xaxes(title="head", dtick=step, showgrid=False, range=[-0.5, of.n_heads - 0.5], zeroline=False)
+    figure.update_yaxes(title="layer", dtick=1 if of.n_layers <= 24 else 4, range=[of.n_layers - 0.5, -0.5])
     figure.update_yaxes(showgrid=False, zeroline=False)
     return figure
 

@@ -21,6 +21,7 @@ from mechrl.reporting.run import OfModel, Run, VerificationFile
 from mechrl.reporting.sections import cache as cache_section
 from mechrl.reporting.sections.attention import looked_at
 from mechrl.reporting.sections.cache import cache_claim, control_weight, heads_in_order
+from mechrl.reporting.sections.circuits import audited, found
 from mechrl.reporting.sections.search import bench_on_caches, compared, searched
 from mechrl.reporting.sections.verification import verdict_claim, verification_claim, verified
 from mechrl.results import library_versions
@@ -64,7 +65,9 @@ def _script_hash(script: str) -> str:
 
 def _ablated(model: OfModel) -> bool:
     """Whether there is anything that heads were removed for, and not their attention alone."""
-    return bool(model.caches or model.checkpoints or model.verifications or model.benches)
+    return bool(
+        model.caches or model.checkpoints or model.verifications or model.benches or model.circuits or model.audits
+    )
 
 
 def _model(model: OfModel) -> ModelSection:
@@ -78,6 +81,8 @@ def _model(model: OfModel) -> ModelSection:
         parts,
         [block for bench in bench_on_caches(model) for block in compared(bench)],
         [block for file in model.attentions for block in looked_at(file)],
+        [block for file in model.circuits for block in found(file)]
+        + [block for claim in model.audits for block in audited(claim)],
         list(_commands(model)),
         _fingerprints(model),
     )
@@ -192,6 +197,14 @@ def _commands(model: OfModel) -> Iterable[tuple[str, str]]:
     for shown in model.attentions:
         content, more = shown.content, ("--prompts", max(1, len(shown.content.drawn)), "--seed", shown.content.seed)
         yield str(shown.path), attention_command(content.model, content.task, (h.head for h in content.heads), *more)
+    for circuit in model.circuits:
+        of = circuit.content
+        task = of.task if of.task in TASKS else f"{of.task}.jsonl"
+        parts = ("--model", of.model, "--keep", f"{of.keep:g}", "--ablation", of.ablation, "--seed", of.seed)
+        yield str(circuit.path), command("mechrl", "circuit", task, *parts, *["--stability"] * bool(of.stability))
+    for audit in model.audits:
+        claim = ("CLAIM.json", "--model", audit.content.model, "--keep", f"{audit.content.keep:g}")
+        yield str(audit.path), command("mechrl", "audit", *claim, "--seed", audit.content.seed)
     for bench in model.benches:
         caches = [part for cache in bench.content.caches for part in ("--cache", cache)]
         seeds = len({row.seed for row in bench.content.tasks})
@@ -212,6 +225,10 @@ def _fingerprints(model: OfModel) -> Table:
     for shown in model.attentions:
         versions = {"mechrl": shown.content.mechrl_version}
         rows.append([str(shown.path), "attention", "–", str(shown.content.seed), _listed(versions)])
+    for what, files in (("circuit", model.circuits), ("audit", model.audits)):
+        for one in files:
+            versions = {"mechrl": one.content.mechrl_version}
+            rows.append([str(one.path), what, "–", str(one.content.seed), _listed(versions)])
     return Table(["file", "what", "fingerprint", "seed", "versions"], rows)
 
 

@@ -9,6 +9,7 @@ from mechrl.ablation.intact.attention import Attention
 from mechrl.cache.format import UNKNOWN
 from mechrl.cache.reader import Cache
 from mechrl.cache.storage import file_sha256
+from mechrl.circuits.result import Audit, Circuit
 from mechrl.errors import FileError, MechrlError, UsageError
 from mechrl.results import read_result
 from mechrl.search.bench.result import Benchmark
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # they need torch, which a report without a checkpoint does n
 
     LoadedCheckpoint = tuple[Path, str, PlanningPolicy, CheckpointNote]  # path, hash of the file, agent, note
 
+RESULTS = (Verification, Benchmark, Attention, Circuit, Audit)
 SUFFIXES = (".h5", ".zip", ".json")
 BUILDING = ".h5.build"  # the folder of an unfinished build
 
@@ -54,6 +56,18 @@ class AttentionFile:
 
 
 @dataclass(frozen=True)
+class CircuitFile:
+    path: Path
+    content: Circuit
+
+
+@dataclass(frozen=True)
+class AuditFile:
+    path: Path
+    content: Audit
+
+
+@dataclass(frozen=True)
 class OfModel:
     """The pieces of one model: those with the same fingerprint.
 
@@ -67,6 +81,8 @@ class OfModel:
     verifications: list[VerificationFile] = field(default_factory=list)
     benches: list[BenchFile] = field(default_factory=list)
     attentions: list[AttentionFile] = field(default_factory=list)
+    circuits: list[CircuitFile] = field(default_factory=list)
+    audits: list[AuditFile] = field(default_factory=list)
 
     def cache(self, sha256: str | None) -> Cache | None:
         """The cache with this fingerprint."""
@@ -106,6 +122,7 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
     verifications: list[VerificationFile] = []
     benches: list[BenchFile] = []
     attentions: list[AttentionFile] = []
+    circuits: list[CircuitFile | AuditFile] = []
     caches: list[Cache] = []
     for path in _files(paths, run, {p.resolve() for p in leave_out}):
         try:
@@ -123,26 +140,31 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
 
                 loaded = Checkpoint.load(path)
                 checkpoints.append((path, sha256, loaded.policy, loaded.note))
-            elif isinstance(document := read_result(path, (Verification, Benchmark, Attention)), Verification):
+            elif isinstance(document := read_result(path, RESULTS), Verification):
                 verifications.append(VerificationFile(path, document))
             elif isinstance(document, Benchmark):
                 benches.append(BenchFile(path, document))
             elif isinstance(document, Attention):
                 attentions.append(AttentionFile(path, document))
+            elif isinstance(document, Circuit):
+                circuits.append(CircuitFile(path, document))
+            elif isinstance(document, Audit):
+                circuits.append(AuditFile(path, document))
             else:
                 run.ignored.append((path, "not a JSON that a report knows"))
         except FileError as error:
             run.damaged.append((path, str(error)))
         except OSError as error:
             run.damaged.append((path, f"{path}: cannot be read ({error.strerror or error})"))
-    _place(run, caches, checkpoints, verifications, benches, attentions)
+    _place(run, caches, checkpoints, verifications, benches, attentions, circuits)
     if not run.models:
         if run.damaged:
             raise FileError("; ".join(message for _, message in run.damaged))
         named = f"{', '.join(map(str, paths))}: " if paths else ""
         raise UsageError(
             f"{named}nothing to report. A report is made of a cache (mechrl-cache build), a "
-            "checkpoint (mechrl-train), and what mechrl-verify, mechrl bench and mechrl-cache attention write as JSON"
+            "checkpoint (mechrl-train), and what mechrl-verify, mechrl circuit, mechrl audit, mechrl bench and "
+            "mechrl-cache attention write as JSON"
         )
     return run
 
@@ -175,6 +197,7 @@ def _place(
     verifications: Sequence[VerificationFile],
     benches: Sequence[BenchFile],
     attentions: Sequence[AttentionFile],
+    circuits: "Sequence[CircuitFile | AuditFile]",
 ) -> None:
     """Puts every piece to its model, by fingerprint."""
     models: dict[str, OfModel] = {}
@@ -230,6 +253,12 @@ def _place(
             run.damaged.append((shown.path, str(error)))
             continue
         place.attentions.append(shown)
+    for shown_circuit in circuits:
+        place = of(shown_circuit.content.model, shown_circuit.content.model_sha256)
+        if isinstance(shown_circuit, CircuitFile):
+            place.circuits.append(shown_circuit)
+        else:
+            place.audits.append(shown_circuit)
     run.models.extend(models.values())
 
 

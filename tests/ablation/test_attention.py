@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import mechrl
 from mechrl.ablation.forward import Forward
 from mechrl.ablation.intact import attention
-from mechrl.ablation.intact.attention import MOST_LENGTHS, Attention, find_task, measure_attention, most_attended
+from mechrl.ablation.intact.attention import MOST_LENGTHS, Attention, measure_attention, most_attended
 from mechrl.ablation.intact.roles import attention_patterns
 from mechrl.cli.cache import cache as command
 from mechrl.errors import FileError
@@ -20,7 +20,7 @@ from mechrl.intervals import bootstrap_means, interval
 from mechrl.models import MINI, load_model
 from mechrl.reporting.run import collect
 from mechrl.results import read_result
-from mechrl.tasks import EVALUATION, generate, get_task
+from mechrl.tasks import EVALUATION, find_task, generate, get_task
 
 HEADS = ["4.4", "0.6", "5.7"]
 

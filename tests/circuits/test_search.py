@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from circuits.planted import all_needed, behaviour_needs_all, either_of_the_last_two, planted
 
-from mechrl.circuits.find import judged, smallest_set
+from mechrl.circuits.find import judged
+from mechrl.circuits.smallest import smallest_set
 
 KEEP = 0.8
 CASES = [(seed, n_sites) for seed, n_sites in enumerate((48, 48, 144, 270))]
@@ -18,9 +19,9 @@ def test_a_planted_circuit_is_found_exactly(size, seed, n_sites):
     assert sorted(np.flatnonzero(found.kept)) == sorted(circuit)
     assert found.runs <= 150
     fields = judged(unseen, found, unseen.groups, KEEP, 6, seed)
-    assert fields["kept"].verdict == "kept"
-    assert fields["ablated"].verdict == "not kept"
-    assert fields["random"].kept == 0
+    assert fields["judged"].kept.verdict == "kept"
+    assert fields["judged"].ablated.verdict == "not kept"
+    assert fields["judged"].random.kept == 0
 
 
 @pytest.mark.parametrize(("seed", "n_sites"), CASES)
@@ -29,7 +30,7 @@ def test_of_two_heads_that_do_the_same_one_is_found(seed, n_sites):
     found = smallest_set(searched, checked, 1, KEEP)
     heads = set(np.flatnonzero(found.kept))
     assert heads in ({*circuit[:-1]}, {*circuit[:-2], circuit[-1]})
-    assert judged(unseen, found, unseen.groups, KEEP, 6, seed)["kept"].verdict == "kept"
+    assert judged(unseen, found, unseen.groups, KEEP, 6, seed)["judged"].kept.verdict == "kept"
 
 
 @pytest.mark.parametrize(("seed", "n_sites"), CASES)

@@ -6,7 +6,6 @@ It is measured when it is asked for, and no cache holds it.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -16,11 +15,9 @@ import mechrl
 from mechrl.errors import UsageError, check_range
 from mechrl.intervals import LEAST_GROUPS, bootstrap_means, interval
 from mechrl.results import Count, Estimate, Head, Result, ResultPart, Share, Text, safe_text
-from mechrl.tasks import EVALUATION, TASKS, Prompts, Task, TaskFile, Vocabulary, generate, get_task
+from mechrl.tasks import EVALUATION, Prompts, Task, TaskFile, Vocabulary, generate
 from mechrl.tasks.base import tokenize
 from mechrl.tasks.fitting import fit_files
-from mechrl.tasks.records import ENDINGS
-from mechrl.tasks.task_file import read_task_files
 
 if TYPE_CHECKING:  # it needs torch, and who reads a result does not
     from mechrl.models import Model
@@ -169,17 +166,6 @@ def parse_heads(heads: Sequence[str]) -> dict[str, tuple[int, int]]:
             raise UsageError(f"{head!r} is no head: write layer.head, as in 9.6")
         parsed[head] = int(found[1]), int(found[2])
     return parsed
-
-
-def find_task(task: str | Path) -> Task | TaskFile:
-    """A built-in task, or one from a file.
-
-    :param task: a name, or the path of a task file.
-    :raises UsageError: there is no such task, or the file is not what it should be.
-    """
-    if str(task).lower().endswith(ENDINGS):
-        return read_task_files([Path(task)], TASKS)[0]
-    return get_task(str(task))
 
 
 def measure_attention(

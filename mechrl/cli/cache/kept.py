@@ -12,10 +12,10 @@ from mechrl.cli import app
 @click.option("--clear", is_flag=True, help="Remove all of it but the files that were fetched.")
 @app.as_json
 def kept(clear: bool, as_json: bool) -> None:
-    """What is kept in MECHRL_HOME: control sweeps, and models that were fetched or dequantised."""
+    """What is kept in MECHRL_HOME: control sweeps, fetched or dequantised models, and unfinished circuit searches."""
     from mechrl.home import home, kept_files
 
-    files = [path for room in ("control", "models") for path in kept_files(room)]
+    files = [path for room in ("control", "models", "circuits") for path in kept_files(room)]
     sizes = [_size(path) for path in files]
     removed = [path for path in files if clear and path.suffix != ".gguf"]
     for path in removed:

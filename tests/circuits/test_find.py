@@ -1,0 +1,147 @@
+"""Circuits of the live model by the commands: found, judged, written, shown, and gone on with after an interrupt."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mechrl.ablation import Ablation, reference
+from mechrl.circuits.find import find_circuit
+from mechrl.circuits.journal import Journal, Recorded
+from mechrl.circuits.result import Circuit
+from mechrl.circuits.search import KEPT, Numbers
+from mechrl.circuits.subjects import Behaviour, Subjects
+from mechrl.cli.audit import audit
+from mechrl.cli.circuit import circuit
+from mechrl.cli.report import report
+from mechrl.errors import UsageError
+from mechrl.home import kept_files
+from mechrl.results import read_result
+from mechrl.tasks import get_task
+
+NUMBERS = Numbers(4.0, 0.5, 3.0)
+
+
+@pytest.fixture(scope="module")
+def subjects(mini):
+    return Subjects(mini, get_task("ioi"), 0)
+
+
+def test_the_gradient_of_the_objective_is_that_of_finite_differences(subjects):
+    behaviour = subjects.on(subjects.train[:8], Ablation.COUNTERFACTUAL)
+    mask = np.random.default_rng(0).uniform(0.2, 0.8, behaviour.n_sites)
+    gradient = behaviour.gradient(mask, NUMBERS)
+    for site in np.argsort(-abs(gradient))[:3]:
+        up, down = mask.copy(), mask.copy()
+        up[site] += 0.02
+        down[site] -= 0.02
+        middle = (behaviour.gradient(up, NUMBERS)[site] + behaviour.gradient(down, NUMBERS)[site]) / 2
+        assert gradient[site] == pytest.approx(middle, rel=0.05)  # smooth, so that what follows is a fair test
+    along = np.linspace(0, 1, 21)[:-1] + 0.025
+    steps = np.array([behaviour.gradient(np.full(behaviour.n_sites, share), NUMBERS).sum() for share in along])
+    ends = behaviour.measure(np.stack([np.zeros(behaviour.n_sites, bool), np.ones(behaviour.n_sites, bool)]))
+    low, high = ends["logit_diff"].mean(0)
+    share = (high - low) / (NUMBERS.full - NUMBERS.empty) if high <= NUMBERS.full else None
+    if share is not None:  # gradients along the way add up to what is won
+        won = 0.5 * share + 0.5 * (ends["kl"].mean(0)[0] - ends["kl"].mean(0)[1]) / NUMBERS.empty_kl
+        assert steps.mean() == pytest.approx(won, rel=0.05)
+
+
+def test_what_a_set_keeps_is_what_a_hook_per_head_gives(subjects, mini):
+    rows = subjects.judged[:6]
+    behaviour = Behaviour(subjects.forward, subjects.prompts[rows], subjects.other(Ablation.ZERO)[rows], batch_size=4)
+    kept = np.zeros((1, behaviour.n_sites), bool)
+    kept[0, [3, 6, 11, 34, 35]] = True
+    measured = behaviour.measure(kept)
+    slow = reference.logit_diff(mini, subjects.prompts[rows], np.flatnonzero(~kept[0]).tolist())
+    np.testing.assert_allclose(measured["logit_diff"][:, 0], slow, atol=1e-4)
+
+
+def test_a_circuit_is_found_written_shown_and_audited(call, tmp_path):
+    path, page = tmp_path / "circuit.json", tmp_path / "report.html"
+    code, out, err = call(circuit, "successor", "--device", "cpu", "--out", path, "--stability")
+    assert code == 0
+    assert "KEPT" in out
+    assert "the same heads kept under other ablations" in out
+    found = read_result(path, (Circuit,))
+    assert len(found.heads) < 8
+    assert found.judged.kept.verdict == "kept"
+    assert found.judged.ablated.verdict == "not kept"
+    assert found.prompts >= 64
+    assert {one.ablation for one in found.stability.ablations} == {"mean_task", "resample", "zero"}
+    assert len(found.stability.halves) == 5
+    assert kept_files("circuits") == []
+    assert call(report, path, "--out", page)[0] == 0
+    text = page.read_text()
+    assert f"With {len(found.heads)} of 48 heads the behaviour is kept" in text
+    assert "mechrl circuit successor --model mini --keep 0.8 --ablation counterfactual --seed 0 --stability" in text
+    code, out, _ = call(audit, path, "--device", "cpu", "--ablation", "counterfactual", "--json")
+    assert json.loads(out)["claimed_under"] == "counterfactual"
+    assert code in (0, 3)
+
+
+def test_an_interrupted_search_goes_on(mini, monkeypatch):
+    measured, whole = [], Behaviour.measure
+
+    def counted(self, kept):
+        measured.append(len(kept))
+        if len(measured) == 6:
+            raise KeyboardInterrupt
+        return whole(self, kept)
+
+    monkeypatch.setattr(Behaviour, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        find_circuit(mini, get_task("successor"))
+    assert len(kept_files("circuits")) == 1
+    before = sum(measured[:5])
+    again = find_circuit(mini, get_task("successor"))
+    in_two = before + sum(measured[6:])
+    measured[:] = [0] * 6
+    assert find_circuit(mini, get_task("successor")) == again
+    assert in_two == sum(measured), "nothing was measured twice"
+
+
+def test_a_journal_takes_no_nonsense(own_home):
+    class Subject:
+        n_sites, calls = 4, 0
+
+        def measure(self, kept):
+            self.calls += 1
+            return {name: kept.sum(1) + np.zeros((3, 1)) for name in KEPT}
+
+    subject, kept = Subject(), np.eye(4, dtype=bool)[:2]
+    first = Recorded(subject, Journal("a"), "s", 3).measure(kept)
+    assert subject.calls == 1
+    path = Journal("a").path
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0].replace("1.0", '"1.0x"'), lines[1][:-9], "[1", '["x", NaN]', "7", ""]))
+    again = Recorded(subject, Journal("a"), "s", 3).measure(kept)
+    assert subject.calls == 2
+    for name in KEPT:
+        np.testing.assert_array_equal(first[name], again[name])
+    assert Journal("b").known == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ioi", "--keep", "0"), "must lie above 0 and below 1"),
+        (("ioi", "--keep", "1.2"), "must lie above 0 and below 1"),
+        (("ioy",), "ioi"),
+        (("ioi", "--ablation", "counterfactal"), "counterfactual"),
+        (("ioi", "--ablation", "mean_control"), "without control text"),
+    ],
+)
+def test_wrong_input_is_one_message(call, arguments, message):
+    code, _, err = call(circuit, *arguments, "--device", "cpu")
+    assert code == 2
+    assert message in err
+
+
+def test_a_model_that_does_not_do_the_task_has_no_circuit(tiny):
+    found = find_circuit(tiny, get_task("ioi"))
+    assert found.judged is None
+    assert found.heads == []
+    assert found.refused
+    with pytest.raises(UsageError):
+        find_circuit(tiny, get_task("ioi"), most_runs=3)
