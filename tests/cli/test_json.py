@@ -35,6 +35,8 @@ SLOW = [
     "cache check own.jsonl --device cpu",
     "cache roles --device cpu",
     "cache attention --head 4.4 --task ioi --device cpu",
+    "circuit successor --device cpu",
+    "audit claim.json --device cpu --ablation counterfactual",
     "train --from-cache CACHE --steps 200",
     "train --from-cache CACHE --steps 200; verify --cache CACHE --fresh-batches 1 --top 1 --device cpu --joint",
     "bench --cache CACHE --seeds 1 --method random",
@@ -51,6 +53,8 @@ FORMATS = {
     "cache add": "mechrl-information",
     "cache check": "mechrl-check",
     "cache attention": "mechrl-attention",
+    "circuit": "mechrl-circuit",
+    "audit": "mechrl-audit",
     "verify": "mechrl-verification",
     "bench --cache": "mechrl-benchmark",
 }
@@ -81,6 +85,7 @@ def test_every_json_flag_is_tried_here():
 def files(folder: Path) -> None:
     """What the commands read."""
     (folder / "scores.csv").write_text("0.0,0.1\n" + "1,2\n" * 8)
+    (folder / "claim.json").write_text(json.dumps({"task": "successor", "heads": ["0.4", "0.5", "1.1"]}))
     line = '{{"prompt": "Mary saw the {} and the", "answer": " dog", "wrong": " cat"}}\n'
     (folder / "own.jsonl").write_text("".join(map(line.format, "ring bone book ball hat key".split())))
 
