@@ -14,6 +14,7 @@ from helpers import ARCHITECTURES, WINDOW, hub_cache, randomize, save
 from numpy.random import RandomState
 from transformers import AutoModelForCausalLM
 
+from mechrl.ablation import MEASURES
 from mechrl.building.build import build
 from mechrl.building.settings import BuildSettings
 from mechrl.cache.reader import Cache
@@ -121,7 +122,7 @@ def check_against_plain(cache: Cache, plain: Plain, put_in: np.ndarray) -> None:
     np.testing.assert_array_equal(prompts.length, LENGTHS)
     expected, largest = plain.measures(prompts, put_in)
     bound = 1e-5 * max(1.0, largest)
-    for measured, values in expected.items():
+    for measured, values in ((name, expected[name]) for name in MEASURES):
         np.testing.assert_allclose(cache.clean("mixed", measured), values[:, 0], atol=bound, err_msg=measured)
         damage = values[:, :1] - values[:, 1:]
         np.testing.assert_allclose(cache.damage("mixed", measured), damage, atol=bound, err_msg=measured)
