@@ -15,8 +15,7 @@ from mechrl.building.settings import BuildSettings, split_batches
 from mechrl.building.workers.worker import Shard
 from mechrl.cache.format import FROM_FILE
 from mechrl.cache.reader import Cache
-from mechrl.errors import UsageError
-from mechrl.models import Model, check_length
+from mechrl.models import Model, check_context, check_length
 from mechrl.progress import say
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, generate, get_task, join, usable_pools
 from mechrl.tasks.batches import arrange
@@ -111,10 +110,7 @@ def make_prompts(model: Model, name: str, settings: BuildSettings) -> tuple[Prom
     ]
     prompts = join(parts)
     length = prompts.tokens.shape[1]
-    if length > model.n_ctx:
-        raise UsageError(
-            f"task {name!r} has {length} tokens in a sequence and {model.name!r} takes {model.n_ctx} at most"
-        )
+    check_context(model, name, length)
     usable = usable_pools(task, model.vocabulary)
     if usable.form is not task:
         say(f"{name}, in its form for this tokenizer: {usable.form.about.splitlines()[0]}")

@@ -4,7 +4,7 @@ The tests are those of Shi et al. 2024 (arXiv 2410.13032): is it sufficient, nec
 sets of its size? An analysis is an ablation, a half of the unseen prompts, and what is measured.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mechrl.circuits.subjects import Subjects
 from mechrl.errors import FileError, UsageError
 from mechrl.intervals import LEAST_GROUPS
 from mechrl.models import Model
+from mechrl.progress import Show
 from mechrl.results import read_result, safe_text
 from mechrl.search.bench.statistics import holm
 from mechrl.tasks import Task, TaskFile
@@ -29,7 +30,6 @@ LEAST_RANDOM_SETS = 100
 ALPHA = 0.05
 ALL = "all three"
 
-OnStep = Callable[[float, float, str], None]
 Measured = Mapping[str, np.ndarray]
 
 
@@ -61,7 +61,7 @@ def audit_claim(
     keep: float = 0.8,
     ablations: Sequence[Ablation] = (),
     seed: int = 1,
-    on_step: OnStep = lambda done, total, doing: None,
+    on_step: Show = lambda done, total, doing="": None,
 ) -> Audit:
     """Put a claim to the four tests, under every ablation and on both halves of the unseen prompts.
 
@@ -147,7 +147,7 @@ def put_to_tests(
     keep: float,
     n_layers: int,
     seed: int,
-    on_step: OnStep = lambda done, total, doing: None,
+    on_step: Show = lambda done, total, doing="": None,
 ) -> Tested:
     """The four tests of a set of heads.
 

@@ -1,6 +1,5 @@
 """From a behaviour to its circuit: the search, and the verdict on prompts that the search did not see."""
 
-from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -18,13 +17,12 @@ from mechrl.circuits.stability import measure_stability
 from mechrl.circuits.subjects import Subjects
 from mechrl.errors import check_range
 from mechrl.models import Model
+from mechrl.progress import Show
 from mechrl.results import safe_text
 from mechrl.tasks import Task, TaskFile
 
 RANDOM_SETS = 20
 JUDGING, STABILITY = 120, 450  # about so many runs, for progress
-
-OnStep = Callable[[float, float, str], None]
 
 
 def find_circuit(
@@ -35,7 +33,7 @@ def find_circuit(
     seed: int = 0,
     most_runs: int = MOST_RUNS,
     stability: bool = False,
-    on_step: OnStep = lambda done, total, doing: None,
+    on_step: Show = lambda done, total, doing="": None,
 ) -> Circuit:
     """The smallest set of heads that is found to keep a behaviour, and the verdict on it.
 
@@ -64,25 +62,22 @@ def find_circuit(
         parts[0], parts[1], check_runs, keep, most_runs, lambda runs: on_step(runs, total, "searching")
     )
     on_step(most_runs, total, "judging on unseen prompts")
-    result = Circuit(
-        mechrl_version=mechrl.__version__, model=safe_text(model.name), model_sha256=model.sha256,
-        task=safe_text(subjects.task), ablation=ablation.value, keep=keep, seed=seed, searched=len(searched),
-        runs=found.runs, prompts=len(groups), groups=len(np.unique(groups)), n_layers=model.n_layers,
-        n_heads=model.n_heads,
-        refused=None if found.refused is None else safe_text(found.refused), **judged(parts[2], found, groups, keep,
-        model.n_layers, seed),
-    )  # fmt: skip
+    fields = judged(parts[2], found, groups, keep, model.n_layers, seed)
     if found.kept is not None:
-        result = result.model_copy(update={"heads": _heads(subjects, ablation, parts[2], found.kept, groups, keep)})
+        fields["heads"] = _heads(subjects, ablation, parts[2], found.kept, groups, keep)
     if stability:
         so_far = most_runs + JUDGING
-        how = measure_stability(
+        fields["stability"] = measure_stability(
             subjects, ablation, found, parts[2], keep,
             lambda share, doing: on_step(so_far + share * STABILITY, total, doing),
         )  # fmt: skip
-        result = result.model_copy(update={"stability": how})
     journal.remove()
-    return result
+    return Circuit(
+        mechrl_version=mechrl.__version__, model=safe_text(model.name), model_sha256=model.sha256,
+        task=safe_text(subjects.task), ablation=ablation.value, keep=keep, seed=seed, searched=len(searched),
+        runs=found.runs, prompts=len(groups), groups=len(np.unique(groups)), n_layers=model.n_layers,
+        n_heads=model.n_heads, refused=None if found.refused is None else safe_text(found.refused), **fields,
+    )  # fmt: skip
 
 
 def judged(unseen: Subject, found: Found, groups: np.ndarray, keep: float, n_layers: int, seed: int) -> dict[str, Any]:

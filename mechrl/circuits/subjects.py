@@ -18,7 +18,7 @@ from mechrl.ablation.sweep import ablated_measures
 from mechrl.circuits.journal import Journal, Recorded
 from mechrl.circuits.search import KEPT, Numbers, objective
 from mechrl.errors import UsageError
-from mechrl.models import Model, check_length
+from mechrl.models import Model, check_context, check_length
 from mechrl.tasks import EVALUATION, TRAIN, Prompts, Task, TaskFile, generate, join
 from mechrl.tasks.batches import arrange, fitting_batch_size
 from mechrl.tasks.fitting import fit_files
@@ -173,9 +173,6 @@ def _prompts(model: Model, task: Task | TaskFile, seed: int, judged: int) -> Pro
         (file,) = fit_files([task], model.vocabulary, model.n_ctx)
         prompts = arrange(file, model.vocabulary, fitting_batch_size([file]))
     longest = int(prompts.length.max())
-    if longest > model.n_ctx:
-        raise UsageError(
-            f"task {task.name!r} has {longest} tokens in a prompt and {model.name!r} takes {model.n_ctx} at most"
-        )
+    check_context(model, task.name, longest)
     check_length(model, longest)
     return prompts

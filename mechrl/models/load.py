@@ -124,6 +124,18 @@ def load_vocabulary(name: str = "mini", revision: str = "", bos: bool | None = N
         return Vocabulary(load_tokenizer(name, folder), bos=name not in WITHOUT_BOS if bos is None else bos)
 
 
+def check_context(model: Model, task: str, positions: int) -> None:
+    """Whether a task's longest sequence fits the model's context.
+
+    :param positions: its length in tokens.
+    :raises UsageError: it does not.
+    """
+    if positions > model.n_ctx:
+        raise UsageError(
+            f"task {task!r} has {positions} tokens in a sequence and {model.name!r} takes {model.n_ctx} at most"
+        )
+
+
 def check_length(model: Model, positions: int) -> None:
     """Whether the folded model is still the same model on sequences longer than those that loading has tried.
 

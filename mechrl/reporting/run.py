@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mechrl.ablation.intact.attention import Attention
 from mechrl.cache.format import UNKNOWN
@@ -11,7 +11,7 @@ from mechrl.cache.reader import Cache
 from mechrl.cache.storage import file_sha256
 from mechrl.circuits.result import Audit, Circuit
 from mechrl.errors import FileError, MechrlError, UsageError
-from mechrl.results import read_result
+from mechrl.results import Result, read_result
 from mechrl.search.bench.result import Benchmark
 from mechrl.verification.result import Verification
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # they need torch, which a report without a checkpoint does n
     LoadedCheckpoint = tuple[Path, str, PlanningPolicy, CheckpointNote]  # path, hash of the file, agent, note
 
 RESULTS = (Verification, Benchmark, Attention, Circuit, Audit)
+R = TypeVar("R", bound=Result)
 SUFFIXES = (".h5", ".zip", ".json")
 BUILDING = ".h5.build"  # the folder of an unfinished build
 
@@ -38,33 +39,18 @@ class CheckpointFile:
 
 
 @dataclass(frozen=True)
-class VerificationFile:
+class ResultFile(Generic[R]):
+    """A result, and the file that it was read from."""
+
     path: Path
-    content: Verification
+    content: R
 
 
-@dataclass(frozen=True)
-class BenchFile:
-    path: Path
-    content: Benchmark
-
-
-@dataclass(frozen=True)
-class AttentionFile:
-    path: Path
-    content: Attention
-
-
-@dataclass(frozen=True)
-class CircuitFile:
-    path: Path
-    content: Circuit
-
-
-@dataclass(frozen=True)
-class AuditFile:
-    path: Path
-    content: Audit
+VerificationFile = ResultFile[Verification]
+BenchFile = ResultFile[Benchmark]
+AttentionFile = ResultFile[Attention]
+CircuitFile = ResultFile[Circuit]
+AuditFile = ResultFile[Audit]
 
 
 @dataclass(frozen=True)
@@ -122,7 +108,8 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
     verifications: list[VerificationFile] = []
     benches: list[BenchFile] = []
     attentions: list[AttentionFile] = []
-    circuits: list[CircuitFile | AuditFile] = []
+    circuits: list[CircuitFile] = []
+    audits: list[AuditFile] = []
     caches: list[Cache] = []
     for path in _files(paths, run, {p.resolve() for p in leave_out}):
         try:
@@ -149,14 +136,14 @@ def collect(paths: Sequence[Path], leave_out: Sequence[Path] = ()) -> Run:
             elif isinstance(document, Circuit):
                 circuits.append(CircuitFile(path, document))
             elif isinstance(document, Audit):
-                circuits.append(AuditFile(path, document))
+                audits.append(AuditFile(path, document))
             else:
                 run.ignored.append((path, "not a JSON that a report knows"))
         except FileError as error:
             run.damaged.append((path, str(error)))
         except OSError as error:
             run.damaged.append((path, f"{path}: cannot be read ({error.strerror or error})"))
-    _place(run, caches, checkpoints, verifications, benches, attentions, circuits)
+    _place(run, caches, checkpoints, verifications, benches, attentions, circuits, audits)
     if not run.models:
         if run.damaged:
             raise FileError("; ".join(message for _, message in run.damaged))
@@ -197,7 +184,8 @@ def _place(
     verifications: Sequence[VerificationFile],
     benches: Sequence[BenchFile],
     attentions: Sequence[AttentionFile],
-    circuits: "Sequence[CircuitFile | AuditFile]",
+    circuits: Sequence[CircuitFile],
+    audits: Sequence[AuditFile],
 ) -> None:
     """Puts every piece to its model, by fingerprint."""
     models: dict[str, OfModel] = {}
@@ -253,12 +241,10 @@ def _place(
             run.damaged.append((shown.path, str(error)))
             continue
         place.attentions.append(shown)
-    for shown_circuit in circuits:
-        place = of(shown_circuit.content.model, shown_circuit.content.model_sha256)
-        if isinstance(shown_circuit, CircuitFile):
-            place.circuits.append(shown_circuit)
-        else:
-            place.audits.append(shown_circuit)
+    for circuit in circuits:
+        of(circuit.content.model, circuit.content.model_sha256).circuits.append(circuit)
+    for audit in audits:
+        of(audit.content.model, audit.content.model_sha256).audits.append(audit)
     run.models.extend(models.values())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mechrl.circuits.smallest import LEAST_DIFFERENCE
 from mechrl.verification.replication import estimate
 from mechrl.verification.result import Curves, Joint, Ranking
 
@@ -14,7 +15,6 @@ MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 From `evaluate_area_under_curve` (MIB_circuit_track/evaluation.py in github.com/hannamw/MIB-circuit-track, the code of
 arXiv 2504.13151). Its empty graph has no MLPs either."""
-LEAST_DIFFERENCE = 0.1  # of the full model's measure, between the full and the empty model
 
 Measure = Callable[[np.ndarray], np.ndarray]
 """Gives the logit difference of each prompt with the heads of each set ablated, [prompt, set], of bool [set, site]."""

@@ -71,8 +71,10 @@ def test_a_circuit_is_found_written_shown_and_audited(call, tmp_path):
     assert f"With {len(found.heads)} of 48 heads the behaviour is kept" in text
     assert "mechrl circuit successor --model mini --keep 0.8 --ablation counterfactual --seed 0 --stability" in text
     code, out, _ = call(audit, path, "--device", "cpu", "--ablation", "counterfactual", "--json")
-    assert json.loads(out)["claimed_under"] == "counterfactual"
-    assert code in (0, 3)
+    audited = json.loads(out)
+    assert audited["claimed_under"] == "counterfactual"
+    breaks = [test["breaks"] for of in audited["analyses"] for test in of["tests"] if test["by"] == "all three"]
+    assert code == (3 if any(breaks) else 0)
 
 
 def test_an_interrupted_search_goes_on(mini, monkeypatch):

@@ -239,7 +239,7 @@ def measure_attention(
 
 def _prompts(model: "Model", task: Task | TaskFile, seed: int) -> Prompts:
     """:raises UsageError: the task does not fit the model's tokenizer or context."""
-    from mechrl.models import check_length
+    from mechrl.models import check_context, check_length
 
     if isinstance(task, Task):
         prompts = generate(task, model.vocabulary, PROMPTS, EVALUATION, seed)
@@ -247,10 +247,7 @@ def _prompts(model: "Model", task: Task | TaskFile, seed: int) -> Prompts:
         (file,) = fit_files([task], model.vocabulary, model.n_ctx)
         prompts = tokenize(file.name, file.examples, model.vocabulary, EVALUATION)
     longest = int(prompts.length.max())
-    if longest > model.n_ctx:
-        raise UsageError(
-            f"task {task.name!r} has {longest} tokens in a prompt and {model.name!r} takes {model.n_ctx} at most"
-        )
+    check_context(model, task.name, longest)
     check_length(model, longest)
     return prompts
 
