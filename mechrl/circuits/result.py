@@ -1,15 +1,25 @@
 """A circuit: a set of heads, what it keeps, and what was done to find it."""
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mechrl.intervals import LEAST_GROUPS
 from mechrl.results import Count, Estimate, Head, Number, Result, ResultPart, Share, Text
 
 NUMBERS = ("ratio", "agreement", "kl_fidelity")
 LEAST_PROMPTS = 64  # to judge on
+Size = Annotated[int, Field(ge=1, le=512)]  # layers, or heads in one: more than any model has, and little to draw
 Verdict = Literal["kept", "undecided", "not kept"]
+
+
+def _check_heads(heads: Iterable[str], n_layers: int, n_heads: int) -> None:
+    """:raises ValueError: the model has no such head."""
+    for head in heads:
+        layer, index = map(int, head.split("."))
+        if layer >= n_layers or index >= n_heads:
+            raise ValueError(f"there is no head {head} in a model of {n_layers} layers with {n_heads} heads each")
 
 
 class Part(ResultPart):
@@ -156,13 +166,18 @@ class Circuit(Result):
     runs: Count
     prompts: Count
     groups: Count
-    n_layers: Count
-    n_heads: Count
+    n_layers: Size
+    n_heads: Size
     refused: Text | None = None
     heads: list[CircuitHead] = Field(default_factory=list)
     judged: Judged | None = None
     by_logit_diff: HeadSet | None = None
     stability: Stability | None = None
+
+    @model_validator(mode="after")
+    def _of_one_model(self) -> "Circuit":
+        _check_heads((head.head for head in self.heads), self.n_layers, self.n_heads)
+        return self
 
     @property
     def notes(self) -> list[str]:
@@ -244,6 +259,12 @@ class Analysis(ResultPart):
     ablated: Kept
     tests: list[FourTests]
 
+    @model_validator(mode="after")
+    def _complete(self) -> "Analysis":
+        if sorted(test.by for test in self.tests) != sorted(("all three", *NUMBERS)):
+            raise ValueError("not one test by each number and one by all three")
+        return self
+
     def test(self, by: str) -> FourTests:
         """By one of the numbers, or by `all three`."""
         return next(test for test in self.tests if test.by == by)
@@ -279,13 +300,18 @@ class Audit(Result):
     source: Text
     keep: Annotated[float, Field(gt=0, lt=1)]
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
-    n_layers: Count
-    n_heads: Count
+    n_layers: Size
+    n_heads: Size
     random_sets: Count
-    analyses: list[Analysis]
+    analyses: Annotated[list[Analysis], Field(min_length=1)]
     excluded: list[Excluded]
     placebo_heads: list[Head]
     placebo: list[Analysis]
+
+    @model_validator(mode="after")
+    def _of_one_model(self) -> "Audit":
+        _check_heads((*self.heads, *self.placebo_heads), self.n_layers, self.n_heads)
+        return self
 
     @property
     def stands_in(self) -> list[Analysis]:

@@ -84,8 +84,20 @@ def test_a_claim_is_read_and_audited_on_the_model(mini, tmp_path):
     assert found.heads == ["0.3", "1.3"]
     assert [analysis.ablation for analysis in found.analyses] == ["counterfactual"] * 2
     assert not found.stands
-    (tmp_path / "audit.json").write_text(found.model_dump_json())
-    assert read_result(tmp_path / "audit.json", (Audit,)) == found
+    path = tmp_path / "audit.json"
+    path.write_text(found.model_dump_json())
+    assert read_result(path, (Audit,)) == found
+    whole = json.loads(path.read_text())
+    for change, message in (
+        ({"heads": ["6.0"]}, "no head 6.0"),
+        ({"placebo_heads": ["0.8"]}, "no head 0.8"),
+        ({"n_layers": 10**6}, "n_layers"),
+        ({"analyses": []}, "at least 1 item"),
+        ({"analyses": [whole["analyses"][0] | {"tests": whole["analyses"][0]["tests"][1:]}]}, "one by all three"),
+    ):
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(FileError, match=message):
+            read_result(path, (Audit,))
 
 
 @pytest.mark.parametrize(

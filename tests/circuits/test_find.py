@@ -70,6 +70,13 @@ def test_a_circuit_is_found_written_shown_and_audited(call, tmp_path):
     text = page.read_text()
     assert f"With {len(found.heads)} of 48 heads the behaviour is kept" in text
     assert "mechrl circuit successor --model mini --keep 0.8 --ablation counterfactual --seed 0 --stability" in text
+    whole = json.loads(path.read_text())
+    foreign = tmp_path / "foreign.json"
+    for change in ({"n_heads": 2}, {"n_layers": 10**5}, {"heads": [whole["heads"][0] | {"head": "9.9"}]}):
+        foreign.write_text(json.dumps(whole | change))
+        code, _, err = call(report, foreign, "--out", page)
+        assert code == 4
+        assert "not what mechrl circuit writes" in err
     code, out, _ = call(audit, path, "--device", "cpu", "--ablation", "counterfactual", "--json")
     audited = json.loads(out)
     assert audited["claimed_under"] == "counterfactual"
