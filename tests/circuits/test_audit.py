@@ -72,6 +72,15 @@ def test_one_of_two_that_do_the_same_is_not_necessary():
     assert broken(put(CIRCUIT[:1], backed_up)) == [["necessary"], ["necessary"]]
 
 
+def test_a_set_that_is_no_better_than_random_ones_falls():
+    """Any head does it alone; beside others it takes this one."""
+
+    def alone_or_first(circuit):
+        return lambda mask: (mask.sum() if mask.sum() <= 1 else mask[circuit[0]], 0 * mask[0] + 1)
+
+    assert broken(put(CIRCUIT[:1], alone_or_first)) == [["better than random"], ["better than random"]]
+
+
 def written(tmp_path, **fields):
     path = tmp_path / "claim.json"
     path.write_text(json.dumps(fields))

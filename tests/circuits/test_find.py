@@ -18,7 +18,7 @@ from mechrl.cli.report import report
 from mechrl.errors import UsageError
 from mechrl.home import kept_files
 from mechrl.results import read_result
-from mechrl.tasks import get_task
+from mechrl.tasks import TRAIN, get_task
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,17 @@ def test_gradients_along_a_way_add_up_to_what_is_won(subjects):
         won = 1 - objective(measured["logit_diff"], measured["kl"], numbers)
         masks = np.where(without, 1.0, middles[:, None])
         assert np.mean([behaviour.gradient(mask, numbers)[site] for mask in masks]) == pytest.approx(won, rel=0.05)
+
+
+def test_what_is_searched_checked_and_judged_shares_no_prompt_and_no_filler(subjects):
+    halves = [subjects.halves(of) for of in range(3)]
+    for searched, checked in halves:
+        assert (len(searched), len(checked), len(subjects.judged)) == (32, 32, 96)
+        assert len({*searched, *checked, *subjects.judged}) == 160
+        assert set(subjects.prompts.split[[*searched, *checked]]) == {TRAIN}
+    assert len({tuple(searched) for searched, _ in halves}) == 3
+    groups = subjects.prompts.group
+    assert not {*groups[subjects.train]} & {*groups[subjects.judged]}
 
 
 def test_what_a_set_keeps_is_what_a_hook_per_head_gives(subjects, mini):
