@@ -2,9 +2,18 @@
 
 import numpy as np
 import pytest
-from circuits.planted import all_needed, behaviour_needs_all, either_of_the_last_two, planted
+import torch
+from circuits.planted import (
+    Planted,
+    all_needed,
+    behaviour_needs_all,
+    either_of_the_last_two,
+    planted,
+    with_decoys,
+)
 
 from mechrl.circuits.find import judged
+from mechrl.circuits.search import Search
 from mechrl.circuits.smallest import smallest_set
 
 KEEP = 0.8
@@ -45,3 +54,22 @@ def test_where_only_the_logit_difference_survives_no_circuit_is_named(seed, n_si
     assert by_logit_diff.ratio.value.low > KEEP
     assert by_logit_diff.agreement.value.high < KEEP
     assert by_logit_diff.verdict == "not kept"
+
+
+@pytest.mark.parametrize(("seed", "n_sites"), CASES)
+def test_heads_that_only_help_while_the_circuit_is_broken_are_swapped_out(seed, n_sites, monkeypatch):
+    (searched, checked, _), circuit = planted(with_decoys, 8, n_sites, seed)
+    found = smallest_set(searched, checked, 1, KEEP)
+    assert sorted(np.flatnonzero(found.kept)) == sorted(circuit[:-3])
+    monkeypatch.setattr(Search, "swapped", lambda self, point, until: point)
+    assert smallest_set(searched, checked, 1, KEEP).kept.sum() > 5, "the order alone has not found it"
+
+
+def test_a_head_that_does_it_on_the_searched_prompts_alone_is_no_circuit():
+    (_, checked, unseen), circuit = planted(all_needed, 4, 48, 0)
+    fluke = next(site for site in range(48) if site not in circuit)
+    gates = all_needed(circuit)
+    searched = Planted(lambda mask: (torch.maximum(gates(mask)[0], mask[fluke]), gates(mask)[1]), 48, 32, 0)
+    found = smallest_set(searched, checked, 1, KEEP)
+    assert {*circuit} <= {*np.flatnonzero(found.kept)}
+    assert judged(unseen, found, unseen.groups, KEEP, 6, 0)["judged"].kept.verdict == "kept"
