@@ -85,11 +85,12 @@ def behaviour_needs_all(circuit: np.ndarray) -> Gates:
 
 
 def with_decoys(circuit: np.ndarray) -> Gates:
-    """As `all_needed`, of all but the last three; those help while the circuit is broken, and then they do nothing."""
+    """The first five are needed, the fifth for a quarter; the last three help a little while something is missing."""
 
     def gates(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        done = (1 - 0.6 * (1 - mask[circuit[:-3]])).prod()
-        return done + (1 - done) * 0.2 * mask[circuit[-3:]].sum(), torch.tensor(1.0)
+        strong, weak, decoys = mask[circuit[:4]], mask[circuit[4]], mask[circuit[5:]]
+        done = (1 - 0.6 * (1 - strong)).prod() * (1 - 0.25 * (1 - weak))
+        return done + (1 - done) * 0.15 * decoys.sum(), torch.tensor(1.0)
 
     return gates
 
