@@ -19,21 +19,24 @@ def measure(
     - `kl`: Kullback-Leibler divergence from the clean to this distribution, in nats.
     - `top1`: 1 where the most probable token is an answer.
     - `prob_diff`: probability of the answers minus that of the wrongs.
-    - `top1_agreement`: 1 where the most probable token is the clean model's; no cache holds it.
+    - `top1_margin`: how far the logit of the clean model's most probable token lies above the highest other one, in
+      nats; the two agree where it is not below zero. No cache holds it.
 
     :param logits: […, row, vocabulary], such as one [row, vocabulary] per ablated head.
     :param clean_logprobs: log-softmax of the clean logits, [row, vocabulary].
     :param answers: int64 [row, k], padded with -1; `wrongs` likewise.
     """
-    logprobs, said = logits.log_softmax(-1), logits.argmax(-1)
+    logprobs, (highest, said) = logits.log_softmax(-1), logits.topk(2)
+    clean_said = clean_logprobs.argmax(-1, keepdim=True).expand(*logits.shape[:-1], 1)
+    other = torch.where(said[..., :1] == clean_said, highest[..., 1:], highest[..., :1])
     right, wrong = _logsumexp_of(logprobs, answers), _logsumexp_of(logprobs, wrongs)
     return {
         "logit_diff": _logsumexp_of(logits, answers) - _logsumexp_of(logits, wrongs),
         "logprob": right,
         "kl": (clean_logprobs.exp() * (clean_logprobs - logprobs)).sum(-1),
-        "top1": (said[..., None] == answers).any(-1).to(logits.dtype),
+        "top1": (said[..., :1] == answers).any(-1).to(logits.dtype),
         "prob_diff": right.exp() - wrong.exp(),
-        "top1_agreement": (said == clean_logprobs.argmax(-1)).to(logits.dtype),
+        "top1_margin": (logits.gather(-1, clean_said) - other)[..., 0],
     }
 
 

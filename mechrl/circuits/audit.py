@@ -246,9 +246,10 @@ class _Asked:
         """Takes p-values from random sets: 1 + those at least as good, ÷ 1 + all. All three: of the worst number."""
         full, empty = self.ends["logit_diff"][:, 0].mean(), self.ends["kl"][:, 1].mean()
         means = {name: values[self.rows].mean(0) for name, values in chance.items()}
+        agreement = (chance["top1_margin"][self.rows] >= 0).mean(0)
         random = {
             "ratio": _closeness(means["logit_diff"] / full),
-            "agreement": means["top1_agreement"],
+            "agreement": agreement,
             "kl_fidelity": 1 - means["kl"] / empty,
         }
         for name in NUMBERS:

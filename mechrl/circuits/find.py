@@ -49,7 +49,7 @@ def find_circuit(
     :raises MachineError: the model cannot be run.
     """
     check_keep(keep)
-    check_range(most_runs=(most_runs, 30, inf))
+    check_range(most_runs=(most_runs, 50, inf))
     subjects = Subjects(model, task, seed)
     ablation = ablation or subjects.best
     journal = subjects.journal(ablation)

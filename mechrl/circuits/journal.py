@@ -60,7 +60,9 @@ class Recorded:
         return {of: known[:, i].T for i, of in enumerate(KEPT)}
 
     def gradient(self, mask: np.ndarray, numbers: Numbers) -> np.ndarray:
-        name = f"{self.name} gradient {hashlib.sha256(mask.astype(np.float64).tobytes()).hexdigest()}"
+        name = (
+            f"{self.name} gradient {numbers.target:g} {hashlib.sha256(mask.astype(np.float64).tobytes()).hexdigest()}"
+        )
         found = _numbers(self.journal.known.get(name), (self.n_sites,))
         if found is None:
             found = self.subject.gradient(mask, numbers)

@@ -26,12 +26,12 @@ def judge(circuit: Measures, full: np.ndarray, empty: Measures, groups: np.ndarr
     Kept means that the whole interval of each lies where it must; not kept, that one of them lies outside altogether.
     With fewer than 8 groups nothing is kept: intervals of so few say little.
 
-    :param circuit: `logit_diff`, `kl` and `top1_agreement` with the set kept, [prompt] each; `empty` with no head kept.
+    :param circuit: `logit_diff`, `kl` and `top1_margin` with the set kept, [prompt] each; `empty` with no head kept.
     :param full: the logit difference of the intact model, [prompt].
     :param groups: int [prompt], which are resampled together.
     """
-    columns = [circuit["logit_diff"], full, circuit["top1_agreement"], circuit["kl"]]
-    columns += [empty["logit_diff"], empty["top1_agreement"], empty["kl"]]
+    columns = [circuit["logit_diff"], full, circuit["top1_margin"] >= 0, circuit["kl"]]
+    columns += [empty["logit_diff"], empty["top1_margin"] >= 0, empty["kl"]]
     values = np.stack(columns, 1)
     resampled = bootstrap_means(values, groups)
     means = values.mean(0)

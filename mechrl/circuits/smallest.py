@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from mechrl.circuits.search import NEARLY_ALL, Numbers, Point, Search, Subject
+from mechrl.circuits.search import MARGIN, NEARLY_ALL, Numbers, Point, Search, Subject, softened
 from mechrl.errors import UsageError
 
 MOST_RUNS = 150
@@ -46,6 +47,7 @@ def smallest_set(
     numbers, empty_agreement = ends(searched)
     if refused := why_not(numbers):
         return Found(None, refused, None, {}, 2)
+    numbers = numbers._replace(target=keep + MARGIN * (1 - keep))
     search = Search(
         searched, checked, check_runs, keep, most_runs, (numbers, ends(checked)[0]), empty_agreement < keep,
         lambda runs: on_runs(min(runs, most_runs)), runs=2 + 2 * check_runs,
@@ -73,14 +75,14 @@ def _by_logit_diff(points: Sequence[Point], keep: float) -> np.ndarray | None:
 def ends(subject: Subject) -> tuple[Numbers, float]:
     """What the intact and the empty model do, and how often the empty one says what the intact one says."""
     measured = subject.measure(np.stack([np.ones(subject.n_sites, bool), np.zeros(subject.n_sites, bool)]))
-    means = {name: values.mean(0).tolist() for name, values in measured.items()}
-    full, empty = means["logit_diff"]
-    return Numbers(full, empty, means["kl"][1]), means["top1_agreement"][1]
+    (full, empty), (_, kl) = measured["logit_diff"].mean(0).tolist(), measured["kl"].mean(0).tolist()
+    intact, ablated = measured["top1_margin"].T
+    return Numbers(full, empty, kl, float(softened(torch.from_numpy(intact.copy())))), float((ablated >= 0).mean())
 
 
 def why_not(numbers: Numbers) -> str | None:
     """Why there is nothing to search for; None where there is."""
-    full, empty, kl = numbers
+    full, empty, kl = numbers.full, numbers.empty, numbers.empty_kl
     if not full > 0:
         return f"the model does not do the task: its logit difference is {full:.2f} nats, not above zero"
     if full - empty < LEAST_DIFFERENCE * full:

@@ -54,7 +54,7 @@ class Behaviour:
         yield from self._few
 
     def measure(self, kept: np.ndarray) -> dict[str, np.ndarray]:
-        """What each set keeps: `logit_diff`, `kl` and `top1_agreement`, float64 [prompt, set].
+        """What each set keeps: `logit_diff`, `kl` and `top1_margin`, float64 [prompt, set].
 
         :param kept: bool [set, site]; all other heads are ablated.
         """
@@ -84,8 +84,7 @@ class Behaviour:
 
         def slope(final: torch.Tensor) -> torch.Tensor:
             measures = measure(self.forward.unembed(final), intact.clone(), answers, wrongs)
-            value = objective(measures["logit_diff"].mean(), measures["kl"].mean(), numbers)
-            return torch.autograd.grad(len(rows) * value, final)[0]
+            return torch.autograd.grad(len(rows) * objective(measures, numbers, smooth=True), final)[0]
 
         return slope
 

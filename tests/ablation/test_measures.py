@@ -14,7 +14,7 @@ LOGITS = torch.tensor([[LOG(1), LOG(2), LOG(3), LOG(4)]])  # probabilities 0.1, 
 
 def of(logits, answers, wrongs, clean=LOGITS):
     values = measure(logits, clean.log_softmax(-1), torch.tensor([answers]), torch.tensor([wrongs]))
-    assert tuple(values) == (*MEASURES, "top1_agreement")
+    assert tuple(values) == (*MEASURES, "top1_margin")
     return {name: value.item() for name, value in values.items()}
 
 
@@ -24,7 +24,7 @@ def test_one_answer_and_one_wrong():
     assert values["logprob"] == pytest.approx(LOG(0.4))
     assert values["prob_diff"] == pytest.approx(0.3)
     assert values["top1"] == 1
-    assert values["top1_agreement"] == 1
+    assert values["top1_margin"] == pytest.approx(LOG(4) - LOG(3))
     assert values["kl"] == pytest.approx(0, abs=1e-7)
 
 
@@ -42,7 +42,7 @@ def test_logit_diff_is_in_nats_and_ignores_a_shift_of_all_logits():
 
 def test_kl_is_from_the_clean_distribution():
     uniform = torch.zeros(1, 4)
-    assert of(LOGITS.flip(1), [3], [0])["top1_agreement"] == 0
+    assert of(LOGITS.flip(1), [3], [0])["top1_margin"] == pytest.approx(LOG(1) - LOG(4))
     expected = sum(p * LOG(p / 0.25) for p in (0.1, 0.2, 0.3, 0.4))
     assert of(uniform, [3], [0])["kl"] == pytest.approx(expected, abs=1e-6)
 

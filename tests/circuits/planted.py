@@ -45,7 +45,7 @@ class Planted:
         return {
             "logit_diff": logits[:, ANSWER] - logits[:, WRONG],
             "kl": (self.intact.exp() * (self.intact - logprobs)).sum(-1),
-            "top1_agreement": (logits.argmax(-1) == self.intact.argmax(-1)).double(),
+            "top1_margin": top1_margin(logits, self.intact.argmax(-1)),
         }
 
     def measure(self, kept: np.ndarray) -> dict[str, np.ndarray]:
@@ -54,8 +54,13 @@ class Planted:
 
     def gradient(self, mask: np.ndarray, numbers: Numbers) -> np.ndarray:
         at = torch.tensor(mask, dtype=torch.float64, requires_grad=True)
-        means = {name: values.mean() for name, values in self._measure(at).items()}
-        return torch.autograd.grad(objective(means["logit_diff"], means["kl"], numbers), at)[0].numpy()
+        return torch.autograd.grad(objective(self._measure(at), numbers, smooth=True), at)[0].numpy()
+
+
+def top1_margin(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """How far the logit of a token, [prompt], lies above the highest other one."""
+    at = torch.nn.functional.one_hot(tokens, logits.shape[-1]).bool()
+    return logits[at] - logits.masked_fill(at, -torch.inf).amax(-1)
 
 
 def all_needed(circuit: np.ndarray) -> Gates:

@@ -13,7 +13,7 @@ def measures(logit_diff, kl, agreement):
     rng = np.random.default_rng(0)
     noise = 0.01 * rng.normal(size=N)
     agrees = (np.arange(N) % 20) < round(20 * agreement)
-    return {"logit_diff": logit_diff + noise, "kl": kl + abs(noise), "top1_agreement": agrees.astype(float)}
+    return {"logit_diff": logit_diff + noise, "kl": kl + abs(noise), "top1_margin": np.where(agrees, 1.0, -1.0)}
 
 
 EMPTY = measures(0.2, 4.0, 0.0)
@@ -39,11 +39,11 @@ def test_kept_means_all_three(circuit, verdict, binding):
     assert (found.verdict, found.binding) == (verdict, binding)
     assert found.ratio.value.mean == pytest.approx(circuit["logit_diff"].mean() / FULL.mean())
     assert found.kl_fidelity.value.mean == pytest.approx(1 - circuit["kl"].mean() / EMPTY["kl"].mean())
-    assert found.agreement.value.mean == pytest.approx(circuit["top1_agreement"].mean())
+    assert found.agreement.value.mean == pytest.approx((circuit["top1_margin"] > 0).mean())
 
 
 def test_agreement_does_not_count_where_the_empty_set_has_it():
-    empty = {**EMPTY, "top1_agreement": np.ones(N)}
+    empty = {**EMPTY, "top1_margin": np.ones(N)}
     found = judge(measures(5.0, 0.2, 0.4), FULL, empty, GROUPS, 0.8)
     assert found.verdict == "kept"
     assert not found.agreement.counts
