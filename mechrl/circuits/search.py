@@ -2,9 +2,9 @@
 
 Heads are ranked by integrated gradients over their mask, from all ablated to all kept: those that give most, and those
 that change most, whether for the answer or against it. Beginnings of both orders are tried. From then on the best set
-that was tried is improved, among those no larger than the smallest that keeps the behaviour: one gradient at it says
-which heads to take in, to leave out and to swap. Whenever a set keeps the behaviour, the beginnings of its own order are
-tried. A set is gone on from once, so the search backs out of dead ends. Nothing here knows a model.
+that was tried is improved, among those smaller than the smallest that keeps the behaviour: one gradient at it says
+which heads to take in, to leave out and to swap. Whenever a set keeps the behaviour, the beginnings of its own order
+are tried. A set is gone on from once, so the search backs out of dead ends. Nothing here knows a model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -182,7 +182,8 @@ class Search:
                 ordered.add(key)
                 new = self._beginnings_of(best)
             else:
-                left = [p for key, p in self.known.items() if key not in gone_on and 0 < p.size <= best.size]
+                most = best.size if best.size <= TRIED else best.size - 1  # what is small already is improved itself
+                left = [p for key, p in self.known.items() if key not in gone_on and 0 < p.size <= most]
                 if not left:
                     break
                 point = max(left, key=lambda p: p.objective)
