@@ -182,7 +182,8 @@ class Search:
                 ordered.add(key)
                 new = self._beginnings_of(best)
             else:
-                most = best.size if best.size <= TRIED else best.size - 1  # what is small already is improved itself
+                # What is small already is improved itself, and so is what is most of the heads.
+                most = best.size if best.size <= TRIED or best.size > n / 2 else best.size - 1
                 left = [p for key, p in self.known.items() if key not in gone_on and 0 < p.size <= most]
                 if not left:
                     break
