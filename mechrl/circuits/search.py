@@ -64,15 +64,15 @@ def objective(measures: Mapping[str, torch.Tensor], numbers: Numbers, smooth: bo
     Above the target each counts little: what is asked for is enough of all three, and not much of one.
 
     :param measures: those of `KEPT`, [prompt].
-    :param smooth: agreement as `softened`, relative to the intact model's, and not counted.
+    :param smooth: agreement as `softened`, relative to the intact model's, so that it has a gradient; not limited.
     """
     ratio = measures["logit_diff"].mean() / numbers.full
     soft = softened(measures["top1_margin"]) / numbers.agreement
-    agreement = soft if smooth else (measures["top1_margin"] >= 0).double().mean()
+    hard = (measures["top1_margin"] >= 0).double().mean()
     fidelity = 1 - measures["kl"].mean() / numbers.empty_kl
     closeness = ratio if ratio < 1 else 1 / ratio
-    enough = closeness.clamp(max=numbers.target) + fidelity.clamp(max=numbers.target)
-    enough = enough + (soft if smooth else agreement.clamp(max=numbers.target))
+    agreement = soft if smooth else hard.clamp(max=numbers.target)
+    enough = closeness.clamp(max=numbers.target) + fidelity.clamp(max=numbers.target) + agreement
     return enough + BEYOND * (closeness + fidelity + soft)
 
 
