@@ -100,6 +100,15 @@ def with_decoys(circuit: np.ndarray) -> Gates:
     return gates
 
 
+def with_an_opponent(circuit: np.ndarray) -> Gates:
+    """The last head works against the answer: without it half as much again is said as by the intact model."""
+
+    def gates(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 1.5 * (1 - 0.6 * (1 - mask[circuit[:-1]])).prod() - 0.5 * mask[circuit[-1]], torch.tensor(1.0)
+
+    return gates
+
+
 def planted(
     kind: Callable[[np.ndarray], Gates], size: int, n_sites: int, seed: int
 ) -> tuple[list[Planted], np.ndarray]:

@@ -10,7 +10,7 @@ from mechrl.ablation import Ablation, reference
 from mechrl.circuits.find import find_circuit
 from mechrl.circuits.journal import Journal, Recorded
 from mechrl.circuits.result import Circuit
-from mechrl.circuits.search import KEPT, objective
+from mechrl.circuits.search import KEPT, Numbers, objective
 from mechrl.circuits.smallest import ends
 from mechrl.circuits.subjects import Behaviour, Subjects
 from mechrl.cli.audit import audit
@@ -143,6 +143,19 @@ def test_a_journal_takes_no_nonsense(own_home):
     for name in KEPT:
         np.testing.assert_array_equal(first[name], again[name])
     assert Journal("b").known == {}
+
+
+def test_a_gradient_for_another_target_is_another_one(own_home):
+    class Subject:
+        n_sites = 4
+
+        def gradient(self, mask, numbers):
+            return mask * numbers.target
+
+    subject, numbers = Recorded(Subject(), Journal("a"), "s", 3), Numbers(5.0, 0.0, 2.0, 1.0)
+    for target in (0.7, 0.8, 0.7):
+        found = subject.gradient(np.ones(4), numbers._replace(target=target))
+        np.testing.assert_array_equal(found, np.full(4, target))
 
 
 @pytest.mark.parametrize(
